@@ -1,0 +1,300 @@
+"""The head: the fast programs equal the slow one in every precision, and torch where torch has it."""
+
+import itertools
+from dataclasses import dataclass, fields
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tvd_gen import (
+    CrossEntropy,
+    GammaCrossEntropyLoss,
+    TaiLr,
+    TokenObjective,
+    linear_objective_loss,
+    objective_loss,
+)
+from tvd_gen.head import BACKENDS, chunked
+from tvd_gen.objectives import DFT, GCE, Focal, MixCE, Poly1, TaylorCE, Threshold
+
+OBJECTIVES = [
+    CrossEntropy(), TaiLr(1e-7, 0.2), TaiLr(0.1, 0.3), TaiLr(0.8, 0.2), DFT(), GCE(0.7), Focal(2.0),
+    MixCE(0.3), Poly1(1.0), TaylorCE(2), Threshold(0.1),
+]  # fmt: skip
+OPTIONS = {
+    "plain": {},
+    "bias": {"bias": True},
+    "scale": {"scale": 0.125},
+    "softcap": {"softcap": 5.0},
+    "smoothing": {"label_smoothing": 0.1},
+    "weights": {"token_weights": True},
+}
+OPTIONS["all"] = {**{k: v for o in OPTIONS.values() for k, v in o.items()}, "scale": 1.7}
+# V is no multiple of anything, and 700 rows are three chunks at the smallest chunk of 256.
+N, D, V = 700, 24, 301
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 1)
+
+
+def _inputs(dtype, options, ignored=0.3):
+    make = torch.Generator().manual_seed(0)
+    hidden = torch.randn(N, D, generator=make).to(dtype).requires_grad_()
+    weight = (torch.randn(V, D, generator=make) * 0.6).to(dtype).requires_grad_()
+    targets = torch.randint(V, (N,), generator=make)
+    targets[torch.rand(N, generator=make) < ignored] = -100
+    options = dict(options)
+    if "bias" in options:
+        options["bias"] = torch.randn(V, generator=make).to(dtype).requires_grad_()
+    if "token_weights" in options:
+        options["token_weights"] = torch.rand(N, generator=make)
+    return hidden, weight, targets, options
+
+
+def _dense(hidden, weight, targets, objective, *, bias=None, scale=1.0, softcap=None, **rest):
+    """The docstring's slow program, on whatever dtype it is given."""
+    logits = F.linear(hidden, weight, bias) * scale
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    return objective_loss(logits, targets, objective, reduction="sum", **rest)
+
+
+def _gradients(loss, hidden, weight, options, upstream=0.37):
+    leaves = [hidden, weight] + ([options["bias"]] if "bias" in options else [])
+    return torch.autograd.grad(loss * upstream, leaves)
+
+
+def _double(hidden, weight, options):
+    wide = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    rest = {k: v.detach().double() if torch.is_tensor(v) else v for k, v in options.items()}
+    if "bias" in rest:
+        rest["bias"].requires_grad_()
+    return *wide, rest
+
+
+def _error(got, truth):
+    return ((got.double() - truth).norm() / truth.norm().clamp(min=1e-30)).item()
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_loss_and_all_gradients_equal_the_dense_program_in_float64(objective, options, backend):
+    """The gradients are written by hand; a wrong factor trains another objective in silence."""
+    hidden, weight, targets, options = _inputs(torch.float64, options)
+    truth = _dense(hidden, weight, targets, objective, **options)
+    out = linear_objective_loss(hidden, weight, targets, objective, backend=backend, **options)
+    torch.testing.assert_close(out.loss, truth, rtol=1e-12, atol=0)
+    got = _gradients(out.loss, hidden, weight, options)
+    for left, right in zip(got, _gradients(truth, hidden, weight, options), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("objective", [CrossEntropy(), TaiLr(0.8, 0.2)], ids=repr)
+def test_the_chunked_head_is_no_less_exact_than_the_plain_path(objective, options, dtype):
+    """Speed and memory may not be bought with precision."""
+    hidden, weight, targets, options = _inputs(dtype, options)
+    wide_hidden, wide_weight, wide_options = _double(hidden, weight, options)
+    truth = _dense(wide_hidden, wide_weight, targets, objective, **wide_options)
+    exact = [truth.detach(), *_gradients(truth, wide_hidden, wide_weight, wide_options)]
+    errors = {}
+    for name, program in (("plain", _dense), ("chunked", linear_objective_loss)):
+        out = program(hidden, weight, targets, objective, **options)
+        loss = out if torch.is_tensor(out) else out.loss
+        got = [loss.detach(), *_gradients(loss, hidden, weight, options)]
+        errors[name] = [_error(g, t) for g, t in zip(got, exact, strict=True)]
+    ulp = torch.finfo(dtype).eps
+    for plain, ours in zip(errors["plain"], errors["chunked"], strict=True):
+        assert ours <= plain + ulp, errors
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_the_sums_beside_the_loss_are_what_they_say(backend):
+    hidden, weight, targets, _ = _inputs(torch.float64, {})
+    objective = TaiLr(0.8, 0.2)
+    weights = torch.rand(N)
+    out = linear_objective_loss(
+        hidden, weight, targets, objective, backend=backend, token_weights=weights
+    )
+    kept = targets != -100
+    logits = (hidden @ weight.T)[kept].detach()
+    logp = -F.cross_entropy(logits, targets[kept], reduction="none")
+    floored = logp.exp() < 0.2 * 0.8 / (1 - 0.2 * 0.2)
+    expected = [-logp.sum(), kept.sum(), (logits.argmax(-1) == targets[kept]).sum()]
+    expected += [objective.weight(logp).sum(), floored.sum()]
+    got = [getattr(out, f.name) for f in fields(out)][1:]
+    for left, right in zip(got, expected, strict=True):
+        torch.testing.assert_close(left.double(), right.double())
+        assert not left.requires_grad
+    assert 0 < out.floored < out.tokens
+    torch.testing.assert_close(out.sums()[1:], torch.stack([e.double() for e in expected]))
+
+
+@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=3)))
+def test_only_inputs_that_ask_get_a_gradient(wanted):
+    """A frozen head or body must cost no gradient, and break no graph."""
+    hidden, weight, targets, options = _inputs(torch.float32, {"bias": True})
+    leaves = [hidden, weight, options["bias"]]
+    for leaf, want in zip(leaves, wanted, strict=True):
+        leaf.requires_grad_(want)
+    loss = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), bias=options["bias"]).loss
+    assert loss.requires_grad == any(wanted)
+    if any(wanted):
+        loss.backward()
+    assert [leaf.grad is not None for leaf in leaves] == list(wanted)
+
+
+def test_without_grad_no_gradient_work_is_done(monkeypatch):
+    """Evaluation at three times its price would go unseen."""
+    hidden, weight, targets, _ = _inputs(torch.float32, {})
+    monkeypatch.setattr(chunked, "_slope_in_place", pytest.fail)
+    with torch.no_grad():
+        linear_objective_loss(hidden, weight, targets, TaiLr(0.1))
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_a_batch_with_no_target_is_zero_with_zero_gradients(backend):
+    """0 / 0 in one packed batch would end the run."""
+    hidden, weight, _, _ = _inputs(torch.float32, {})
+    targets = torch.full((N,), -100)
+    out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), backend=backend)
+    assert out.loss.item() == 0
+    assert out.tokens.item() == 0
+    out.loss.backward()
+    assert hidden.grad.abs().sum() == 0
+    assert weight.grad.abs().sum() == 0
+
+
+def test_ignored_rows_are_never_read():
+    """Padding may hold anything; 0 * nan is nan."""
+    hidden, weight, targets, _ = _inputs(torch.float32, {})
+    clean = linear_objective_loss(hidden, weight, targets, TaiLr(0.1)).loss
+    with torch.no_grad():
+        hidden[targets == -100] = float("nan")
+    dirty = linear_objective_loss(hidden, weight, targets, TaiLr(0.1)).loss
+    assert torch.equal(clean, dirty)
+    dirty.backward()
+    assert torch.isfinite(weight.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_master_weights_get_full_precision_gradients(dtype):
+    hidden, weight, targets, _ = _inputs(torch.float32, {})
+    grads = []
+    for program in (_dense, linear_objective_loss):
+        with torch.autocast("cpu", dtype=dtype):
+            out = program(hidden, weight, targets, TaiLr(0.1))
+        loss = out if torch.is_tensor(out) else out.loss
+        assert loss.dtype == torch.float32
+        grads.append(torch.autograd.grad(loss, [hidden, weight]))
+    for plain, ours in zip(*grads, strict=True):
+        assert ours.dtype == torch.float32
+        assert _error(ours, plain.double()) < 4 * torch.finfo(dtype).eps
+
+
+@dataclass(frozen=True)
+class _Squared(TokenObjective):
+    """A user's own objective: no weight given, no registration."""
+
+    def loss(self, logp):
+        return (1 - logp.exp()) ** 2 / 2
+
+
+def test_a_users_own_objective_needs_only_a_loss():
+    hidden, weight, targets, _ = _inputs(torch.float64, {})
+    truth = _dense(hidden, weight, targets, _Squared())
+    loss = linear_objective_loss(hidden, weight, targets, _Squared()).loss
+    got, expected = (_gradients(x, hidden, weight, {}) for x in (loss, truth))
+    torch.testing.assert_close(got, expected)
+
+
+def test_no_tensor_of_rows_by_vocabulary_is_made():
+    """The promise of the head: memory of one chunk, not of all logits."""
+    hidden, weight, targets, _ = _inputs(torch.float32, {})
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, (tuple, list)) else [out]:
+                if torch.is_tensor(x):
+                    largest = max(largest, x.numel())
+            return out
+
+    with Watch():
+        linear_objective_loss(hidden, weight, targets, TaiLr(0.1)).loss.backward()
+    assert largest == 256 * V
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": torch.zeros(3, 4, 5)}, "hidden"),
+        ({"targets": torch.zeros(4, dtype=torch.long)}, "targets"),
+        ({"bias": torch.zeros(4)}, "bias"),
+        ({"token_weights": torch.zeros(2)}, "token_weights"),
+        ({"softcap": 0.0}, "softcap"),
+        ({"label_smoothing": 1.5}, "label_smoothing"),
+        ({"backend": "fast"}, "backend"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(changes, message):
+    given = {
+        "hidden": torch.zeros(3, 5),
+        "weight": torch.zeros(7, 5),
+        "targets": torch.zeros(3, dtype=torch.long),
+        "objective": CrossEntropy(),
+    }
+    with pytest.raises(ValueError, match=message):
+        linear_objective_loss(**(given | changes))
+
+
+SHAPES = [((5,), ()), ((6, 5), (6,)), ((2, 5, 3), (2, 3)), ((2, 5, 3, 4), (2, 3, 4))]
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("class_weights", [False, True])
+@pytest.mark.parametrize(("input_shape", "target_shape"), SHAPES)
+def test_gamma_zero_is_torchs_cross_entropy(
+    input_shape, target_shape, class_weights, smoothing, reduction
+):
+    """A drop-in that differs from torch at gamma = 0 is no drop-in."""
+    make = torch.Generator().manual_seed(1)
+    logits = torch.randn(input_shape, generator=make)
+    target = torch.randint(5, target_shape, generator=make)
+    if target.dim():
+        target.flatten()[0] = -100
+    options = {
+        "weight": torch.rand(5, generator=make) if class_weights else None,
+        "label_smoothing": smoothing,
+        "reduction": reduction,
+    }
+    ours = GammaCrossEntropyLoss(0.0, **options)(logits, target)
+    torch.testing.assert_close(ours, torch.nn.CrossEntropyLoss(**options)(logits, target))
+
+
+def test_the_gamma_loss_of_a_classifier_is_the_blogs_formula():
+    logits, target = torch.randn(6, 5), torch.randint(5, (6,))
+    p = logits.softmax(-1).gather(1, target[:, None])
+    expected = (-(0.3 + 0.7 * p).log() / 0.7).mean()
+    torch.testing.assert_close(GammaCrossEntropyLoss(0.3)(logits, target), expected)
+
+
+def test_objective_loss_weighs_and_masks_tokens():
+    logits, targets = torch.randn(2, 3, 5), torch.tensor([[0, -100, 2], [3, 4, -100]])
+    weights = torch.rand(2, 3)
+    each = objective_loss(logits, targets, CrossEntropy(), token_weights=weights, reduction="none")
+    plain = F.cross_entropy(logits.movedim(-1, 1), targets, reduction="none")
+    torch.testing.assert_close(each, plain * weights)
+    mean = objective_loss(logits, targets, CrossEntropy(), token_weights=weights)
+    torch.testing.assert_close(mean, each.sum() / 4)
+
+
+def test_every_backend_is_tested_here():
+    assert set(BACKENDS) == {"auto", "reference", "chunked"}

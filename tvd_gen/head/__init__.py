@@ -1,0 +1,15 @@
+"""The head of a language model: hidden states, a weight matrix and an objective -> one loss."""
+
+from tvd_gen.head.linear import BACKENDS, linear_objective_loss
+from tvd_gen.head.logits import GammaCrossEntropyLoss, objective_loss
+from tvd_gen.head.output import LossOutput
+from tvd_gen.head.reference import logits_loss
+
+__all__ = [
+    "BACKENDS",
+    "GammaCrossEntropyLoss",
+    "LossOutput",
+    "linear_objective_loss",
+    "logits_loss",
+    "objective_loss",
+]

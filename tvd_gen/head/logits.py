@@ -1,0 +1,148 @@
+"""Objectives on logits that are there anyway: the plain programs."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tvd_gen.objectives import TaiLr, TokenObjective
+
+Reduction = Literal["none", "sum", "mean"]
+
+
+def in_float32(x: Tensor) -> Tensor:
+    """x in float32, or as it is where it is float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Raise ValueError unless label_smoothing lies in [0, 1]."""
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+
+
+def objective_loss(
+    logits: Tensor,
+    targets: Tensor,
+    objective: TokenObjective,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    token_weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The objective of each target, for any classification problem.
+
+        loss_i = token_weight_i * ((1 - eps) objective(log p_i) + eps / V * sum over v of -log p_iv)
+
+    logits (..., V), targets (...) of class numbers, token_weights (...); eps = label_smoothing,
+    whose term is not weighted by the objective (as in the published code). Returns nats: (...) with
+    0 at ignored targets for "none", else the sum, or the sum over the number of kept targets (0
+    where none is kept). Maths in float32, float64 for float64 logits. Raises ValueError for shapes
+    that do not fit.
+
+        >>> from tvd_gen import CrossEntropy
+        >>> objective_loss(torch.zeros(2, 4), torch.tensor([1, -100]), CrossEntropy())
+        tensor(1.3863)
+    """
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} need targets {tuple(logits.shape[:-1])}, "
+            f"got {tuple(targets.shape)}"
+        )
+    if token_weights is not None and token_weights.shape != targets.shape:
+        raise ValueError(
+            f"token_weights must have targets' shape {tuple(targets.shape)}, "
+            f"got {tuple(token_weights.shape)}"
+        )
+    check_smoothing(label_smoothing)
+    kept = targets != ignore_index
+    losses = _row_losses(in_float32(logits[kept]), targets[kept], objective, label_smoothing)
+    if token_weights is not None:
+        losses = losses * token_weights[kept]
+    if reduction == "none":
+        return losses.new_zeros(targets.shape).masked_scatter(kept, losses)
+    return _reduced(losses, reduction, kept.sum())
+
+
+def _reduced(losses: Tensor, reduction: Reduction, denominator: Tensor) -> Tensor:
+    if reduction == "sum":
+        return losses.sum()
+    if reduction == "mean":
+        return losses.sum() / torch.where(denominator == 0, 1, denominator)
+    raise ValueError(f"reduction must be none, sum or mean, got {reduction!r}")
+
+
+def target_logp(logits: Tensor, targets: Tensor) -> Tensor:
+    """(N, V) logits, (N,) targets -> (N,) log p of the targets, without a second (N, V) tensor."""
+    return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def _row_losses(
+    logits: Tensor, targets: Tensor, objective: TokenObjective, label_smoothing: float
+) -> Tensor:
+    losses = objective.loss(target_logp(logits, targets))
+    if label_smoothing:
+        uniform = logits.logsumexp(-1) - logits.mean(-1)  # mean over v of -log p_v
+        losses = (1.0 - label_smoothing) * losses + label_smoothing * uniform
+    return losses
+
+
+class GammaCrossEntropyLoss(nn.Module):
+    """The gamma loss with the interface of torch.nn.CrossEntropyLoss; gamma = 0 is that loss.
+
+    input (N, C), (N, C, d1, ...) or (C,), target of class numbers (N), (N, d1, ...) or (); `weight`
+    (C,) rescales the classes. For "mean" the sum is divided by the kept targets' class weights, as
+    torch does; where no target is kept the result is 0, not nan. Returns float32 (float64 for
+    float64 input).
+
+        >>> GammaCrossEntropyLoss(gamma=1.0)(torch.zeros(1, 4), torch.tensor([2]))
+        tensor(0.7500)
+
+    Source of the loss: `tvd_gen.TaiLr`.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        gamma: float,
+        min_weight: float = 0.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_smoothing(label_smoothing)
+        self.objective = TaiLr(gamma, min_weight)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction: Reduction = reduction
+        self.label_smoothing = label_smoothing
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Input (N, C, ...) logits, target (N, ...) class numbers -> the loss."""
+        logits = input.movedim(1, -1) if input.dim() > 1 else input
+        if self.weight is None:
+            return objective_loss(
+                logits,
+                target,
+                self.objective,
+                ignore_index=self.ignore_index,
+                label_smoothing=self.label_smoothing,
+                reduction=self.reduction,
+            )
+        return self._class_weighted(logits, target, self.weight)
+
+    def _class_weighted(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        kept = target != self.ignore_index
+        rows, classes = in_float32(logits[kept]), target[kept]
+        losses = weight[classes] * self.objective.loss(target_logp(rows, classes))
+        if self.label_smoothing:
+            # torch weighs the smoothing term by each class's own weight, not by the target's.
+            uniform = -(rows.log_softmax(-1) * weight).mean(-1)
+            losses = (1.0 - self.label_smoothing) * losses + self.label_smoothing * uniform
+        if self.reduction == "none":
+            return losses.new_zeros(target.shape).masked_scatter(kept, losses)
+        return _reduced(losses, self.reduction, weight[classes].sum())
