@@ -1,0 +1,123 @@
+"""Tokenizers: trained on the training texts, or one that exists.
+
+Encoding adds no special token: `tokenizer(text)` is the text alone. Who builds the rows
+(`data.encode`) appends eos to a target, and to a source of an encoder-decoder model.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE, Unigram
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from tvd_gen.errors import ModelError
+from tvd_gen.models.spec import TokenizerSpec
+
+# the ids that BART and mBART have by default: 0, 1, 2, 3
+SPECIALS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+# tokens that no text needs, best first; used for padding where a tokenizer has no pad token
+PADS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+BYTES = 256
+
+
+def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE or a unigram tokenizer of at most `vocab_size` tokens, specials included.
+
+    The same texts in the same order give the same tokenizer. A small text may hold fewer pieces
+    than were asked for; then the vocabulary is smaller. bpe gives every text back as it was;
+    unigram turns each run of white space, line ends too, into one blank.
+    Raises ModelError without texts.
+    """
+    kept = [text for text in texts if text.strip()]
+    if not kept:
+        raise ModelError("model.tokenizer: there are no training texts to train a tokenizer on")
+    core = _train_bpe(spec, kept) if spec.type == "bpe" else _train_unigram(spec, kept)
+    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    return make(tokenizer_object=core, padding_side="right", **SPECIALS)
+
+
+def _train_bpe(spec: TokenizerSpec, texts: list[str]) -> Tokenizer:
+    least = len(SPECIALS) + BYTES
+    if spec.vocab_size < least:
+        raise ModelError(
+            f"model.tokenizer.vocab_size: a bpe tokenizer needs at least {least} "
+            f"({BYTES} bytes and {len(SPECIALS)} special tokens), got {spec.vocab_size}"
+        )
+    core = Tokenizer(BPE())
+    core.normalizer = _normalizer(spec)
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=spec.vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIALS.values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return core
+
+
+def _train_unigram(spec: TokenizerSpec, texts: list[str]) -> Tokenizer:
+    # sentencepiece, not tokenizers' own trainer: that one gives other pieces at each call
+    normalizer = _normalizer(spec)
+    pieces = _sentencepieces(spec.vocab_size, (normalizer.normalize_str(t) for t in texts))
+    core = Tokenizer(Unigram(pieces, unk_id=list(SPECIALS).index("unk_token"), byte_fallback=False))
+    core.normalizer = normalizer
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Metaspace()
+    return core
+
+
+def _sentencepieces(vocab_size: int, texts: Iterator[str]) -> list[tuple[str, float]]:
+    model = io.BytesIO()
+    ids = {f"{name.removesuffix('_token')}_id": i for i, name in enumerate(SPECIALS)}
+    train: Callable[..., None] = SentencePieceTrainer.train
+    train(
+        sentence_iterator=texts,
+        model_writer=model,
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        max_sentence_length=1 << 24,
+        num_threads=1,
+        minloglevel=2,
+        **ids,
+    )
+    processor = SentencePieceProcessor(model_proto=model.getvalue())
+    size = processor.get_piece_size()
+    return [(processor.id_to_piece(i), processor.get_score(i)) for i in range(size)]
+
+
+def _normalizer(spec: TokenizerSpec) -> normalizers.Normalizer:
+    steps: list[normalizers.Normalizer] = [normalizers.NFC()]
+    if spec.lowercase:
+        steps.append(normalizers.Lowercase())
+    if spec.type == "unigram":
+        steps.append(normalizers.Replace(Regex(r"\s+"), " "))
+    return normalizers.Sequence(steps)
+
+
+def complete_specials(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Give the tokenizer an eos and a pad token out of its own vocabulary; no model is resized.
+
+    Pad is a token of its own where the vocabulary has one: a model that zeroes the gradient of
+    its padding row (Llama) would otherwise do so for eos. eos is the last resort; labels and
+    attention are masked by position, never by token. Raises ModelError where nothing fits.
+    """
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = tokenizer.sep_token
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{name}: its tokenizer has no end token, so no text could ever end")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.pad_token = next(_free_tokens(tokenizer), tokenizer.eos_token)
+
+
+def _free_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    vocabulary = tokenizer.get_vocab()
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    return (token for token in PADS if token in vocabulary and token not in taken)
