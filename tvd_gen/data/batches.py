@@ -77,7 +77,7 @@ class MaxTokensBatchSampler(Sampler[list[int]]):
     encoder-decoders, as fairseq counts for --max-tokens. Every epoch has each row exactly once and
     equally many batches, so `len()` holds for all of them and a resumed run can count back.
 
-    Rows whose lengths differ by less than `spread` (10 percent) are shuffled among each other
+    Rows whose lengths differ by less than `spread` (5 percent) are shuffled among each other
     before they are cut into batches, then the batches are shuffled; all of it depends on (seed,
     epoch) alone. With `shuffle=False` the order is fixed, the longest batch first: too little
     memory shows at once. `max_rows` bounds the rows of a batch besides. A row longer than the
@@ -102,7 +102,7 @@ class MaxTokensBatchSampler(Sampler[list[int]]):
         *,
         shuffle: bool = True,
         seed: int = 0,
-        spread: float = 0.1,
+        spread: float = 0.05,
         max_rows: int | None = None,
         processes: int = 1,
         place: Callable[[int], str] = lambda row: f"row {row + 1}",

@@ -26,7 +26,7 @@ from datasets import List as ListOf
 from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
-from tvd_gen.data.loading import Corpus
+from tvd_gen.data.loading import Corpus, stream_of
 from tvd_gen.data.prompts import (
     CHUNK,
     Frame,
@@ -303,7 +303,7 @@ def _stream(
 
     ids = ListOf(Value("int32"))
     features = {"input_ids": ids, "labels": ids, "length": Value("int32"), "row": Value("int64")}
-    return IterableDataset.from_generator(rows, features=Features(features))
+    return stream_of(rows, Features(features))
 
 
 def encode_corpus(

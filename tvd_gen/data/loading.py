@@ -3,14 +3,16 @@
 import hashlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from random import Random
 from typing import Any, TypeAlias
 
 import pyarrow
-from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value
+from datasets.iterable_dataset import ExamplesIterable
 from datasets.table import InMemoryTable
 
 from tvd_gen.data.report import DataReport, SplitReport, check_bad_rows
@@ -219,9 +221,14 @@ def _unread(corpus: Corpus, split: str) -> bool:
 
 def _stream(reading: _Reading, seed: int) -> IterableDataset:
     features = Features({name: Value("string") for name in reading.picker.columns})
-    return IterableDataset.from_generator(
-        reading.endless, features=features, gen_kwargs={"seed": seed}
-    )
+    return stream_of(partial(reading.endless, seed), features)
+
+
+def stream_of(rows: Callable[[], Iterator[dict[str, Any]]], features: Features) -> IterableDataset:
+    """An IterableDataset of what `rows()` yields, begun anew by each reader of it."""
+    # IterableDataset.from_generator would leave a lock file in the user's cache for each stream.
+    examples = ExamplesIterable(lambda: enumerate(rows()), {})
+    return IterableDataset(examples, info=DatasetInfo(features=features))
 
 
 def _table(rows: Iterator[Row], fields: Sequence[str]) -> Dataset:

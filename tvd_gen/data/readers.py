@@ -213,6 +213,8 @@ def _header(path: str | Path, kind: str) -> list[str]:
         if first.reason == "empty":
             raise DataError(f"{path}: the file is empty; its first line must name the columns")
         raise DataError(f"{path}:1: the header cannot be read: {first}")
+    if damage := _damage(first):
+        raise DataError(f"{path}:1: the header cannot be read: {damage}")
     twice = [name for name in first if first.count(name) > 1]
     if twice or "" in first:
         what = f"the column {twice[0]!r} twice" if twice and twice[0] else "a column without a name"
@@ -341,7 +343,9 @@ def _csv_rows(path: str | Path) -> Iterator[tuple[int, list[str] | Fault]]:
 
 
 def _csv_words(error: Exception) -> str:
-    return "a quote is opened and never closed" if "unexpected end" in str(error) else str(error)
+    if "unexpected end" in str(error):
+        return "a quote is opened and never closed"
+    return "a carriage return outside quotes" if "new-line" in str(error) else str(error)
 
 
 # --- text

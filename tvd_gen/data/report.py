@@ -53,6 +53,11 @@ class SplitReport:
         """How many rows were left out."""
         return sum(self.bad.values())
 
+    def as_dict(self) -> dict[str, Any]:
+        """The counts as plain values."""
+        counts = {"bad": dict(self.bad), "cut": dict(self.cut), "tokens": dict(self.tokens)}
+        return vars(self) | counts | {"files": [asdict(file) for file in self.files]}
+
 
 @dataclass
 class DataReport:
@@ -74,7 +79,7 @@ class DataReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain values for data.json."""
-        splits = {name: asdict(report) for name, report in self.splits.items()}
+        splits = {name: report.as_dict() for name, report in self.splits.items()}
         return {"fingerprint": self.fingerprint, "choice": self.choice, "splits": splits}
 
 
