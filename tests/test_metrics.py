@@ -23,7 +23,7 @@ from nltk.translate.bleu_score import corpus_bleu as nltk_corpus_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from tvd_gen import metrics
-from tvd_gen.calibration import TokenMetrics, score_tokens
+from tvd_gen.calibration import Calibration, TokenMetrics, score_tokens
 from tvd_gen.errors import ConfigError
 from tvd_gen.metrics import (
     METRICS,
@@ -157,11 +157,21 @@ def test_rows_may_have_different_numbers_of_references() -> None:
     assert CorpusBleu4().compute(**long)["corpus_bleu_4"] == 1
 
 
+def test_a_missing_reference_is_none_and_not_an_empty_text() -> None:
+    """An empty reference is the nearest in length to a short output, and hides its brevity."""
+    outputs, bleu = ["a b", "c"], Bleu()
+    found = bleu.compute(predictions=outputs, references=[["a b"], ["c d e", "c d f g"]])
+    streams = [["a b", "c d e"], [None, "c d f g"]]
+    assert found["bleu"] == sacrebleu.corpus_bleu(outputs, streams).score
+    assert bleu.signature.startswith("nrefs:var|")
+
+
 def test_rouge_is_rouge_scorers() -> None:
     """The mean over rows, F1, stemmed, times 100: each has made tables that do not compare."""
+    outputs, references = [*OUTPUTS, "it runs libraries"], [*REFERENCES, "running a library"]
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
-    rows = [scorer.score(*pair) for pair in zip(REFERENCES, OUTPUTS, strict=True)]
-    found = Rouge().compute(predictions=OUTPUTS, references=REFERENCES)
+    rows = [scorer.score(*pair) for pair in zip(references, outputs, strict=True)]
+    found = Rouge().compute(predictions=outputs, references=references)
     for key in ("rouge1", "rouge2", "rougeL"):
         assert found[key] == pytest.approx(100 * np.mean([row[key].fmeasure for row in rows]))
 
@@ -267,6 +277,15 @@ def test_token_metrics_agree_with_the_streaming_ones() -> None:
     ece = CalibrationError().compute(confidence=scores.confidence, correct=scores.correct)
     right = TokenAccuracy().compute(predictions=logits.argmax(1), references=targets)
     assert {**sums, **ece, **right} == pytest.approx(streamed.compute(), abs=1e-6)
+
+
+def test_a_confidence_on_an_edge_is_in_the_bin_below_as_in_the_streaming_ece() -> None:
+    """Models of two sure classes sit on 0.5; the two ways would report two figures."""
+    sure, right = torch.tensor([0.5, 0.4]), torch.tensor([1, 0])
+    streamed = Calibration(bins=2)
+    streamed.update(sure, right)
+    found = CalibrationError(bins=2).compute(confidence=sure, correct=right)
+    assert found["ece"] == pytest.approx(streamed.ece()) == pytest.approx(0.05)
 
 
 def test_perplexity_weighs_tokens_not_texts() -> None:
