@@ -87,7 +87,7 @@ class MaxTokensBatchSampler(Sampler[list[int]]):
     `batch_size` and `drop_last` as they are set here, `even_batches` left at True, and
     `split_batches` and `dispatch_batches` off. It fills a last round up with batches of the first;
     with `processes` set to their number the batches are cut so that nothing has to be repeated
-    (unless there are fewer rows than that), and batches of one round are alike in length.
+    (unless there are too few rows), and batches of one round are alike in length.
     `set_epoch` must be called before each epoch; transformers 5.23 does not reach it when a run of
     several processes resumes in the middle of an epoch.
     """
