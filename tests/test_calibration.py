@@ -55,6 +55,8 @@ def test_ece_has_the_value_worked_out_by_hand() -> None:
     # two bins of two: gaps 0.5 - 0.95 and 0.5 - 0.15
     assert counted(rows, 10).ece() == pytest.approx((0.45 + 0.35) / 2)
     assert counted(rows, 10).mce() == pytest.approx(0.45)
+    # 0.5 is in the lower of two bins, (0, 0.5]: one bin, gap 0.5 - 0.45
+    assert counted([(0.5, True), (0.4, False)], 2).ece() == pytest.approx(0.05)
 
 
 @settings(deadline=None)
@@ -148,6 +150,18 @@ def test_scores_are_those_of_log_softmax_whatever_the_chunks(
     assert torch.equal(scores.correct, highest.indices == targets)
 
 
+def test_no_float32_block_is_larger_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A float32 copy of bf16 logits is what runs an evaluation out of memory."""
+    blocks, score_rows = [], calibration._score_rows
+    monkeypatch.setattr(calibration, "_CHUNK_NUMBERS", 100)
+    monkeypatch.setattr(
+        calibration, "_score_rows", lambda x, y: blocks.append(x.numel()) or score_rows(x, y)
+    )
+    score_tokens(*drawn(97, 31, torch.bfloat16))
+    assert max(blocks) <= 100
+    assert sum(blocks) == 97 * 31
+
+
 def test_ignored_targets_are_left_out_wherever_they_stand() -> None:
     """Padding that counts as tokens lowers perplexity and fakes calibration."""
     logits, targets = drawn(20, 7, torch.float32)
@@ -167,7 +181,7 @@ def test_scores_build_no_graph_and_leave_the_logits_alone() -> None:
 
 
 def test_a_sure_model_has_log_p_0_and_confidence_1_at_most() -> None:
-    """Rounding lifts a probability over 1, which the histogram then refuses."""
+    """A probability that rounding lifts over 1 would be refused by the histogram."""
     logits = torch.full((64, 300), 17.3)
     logits[torch.arange(64), torch.arange(64)] += torch.linspace(5, 200, 64)
     scores = score_tokens(logits, torch.arange(64))

@@ -60,8 +60,7 @@ def _score_rows(logits: Tensor, targets: Tensor) -> TokenScores:
     total = logits.logsumexp(dim=1)
     highest, first = logits.max(dim=1)
     logp = logits.gather(1, targets.unsqueeze(1)).squeeze(1) - total
-    # min: rounding lifts max - logsumexp to 1e-7 over 0 where one token has all the mass.
-    return TokenScores(logp.clamp(max=0), (highest - total).exp().clamp(max=1), first == targets)
+    return TokenScores(logp, (highest - total).exp(), first == targets)
 
 
 class Calibration:
