@@ -206,6 +206,19 @@ def test_rows_over_the_limits_are_skipped_or_refused_by_place():
     assert (len(rows), report.rows_kept, report.cut) == (3, 3, {"source": 1, "target": 1})
 
 
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_cut_source_keeps_its_frame(name):
+    """Sources without their end token would be another kind of input."""
+    template, prefix, suffix = FRAMES[name]
+    tokenizer = train_tokenizer(template)
+    data = pairs((TEXTS[0], "x"))
+    rows, report = encoded(data, tokenizer, prompt=None, encoder_decoder=True, max_source_tokens=9)
+    body = tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    room = 9 - len(prefix) - len(suffix)
+    assert rows[0]["input_ids"] == [*prefix, *body[:room], *suffix]
+    assert report.cut == {"source": 1}
+
+
 def test_a_limit_that_leaves_no_room_is_a_config_fault():
     with pytest.raises(ConfigError, match=r"data.max_source_tokens: 5 leaves no room"):
         encoded(pairs(("x", "y")), max_source_tokens=5)

@@ -77,7 +77,7 @@ class SourceEncoder:
     """Sources to what the model reads, at most `max_source_tokens` ids each.
 
     Too long a row loses the end of its source, never a word of the prompt around it: the text is
-    cut, and prompt and rest are tokenised again.
+    cut, and prompt and rest are tokenised again. Without a prompt the ids are cut.
     """
 
     def __init__(
@@ -108,9 +108,17 @@ class SourceEncoder:
         """The ids of each source, and which of them are of a cut one."""
         rows = self.read(sources)
         long = [i for i, ids in enumerate(rows) if len(ids) > self.limit]
-        for i, ids in zip(long, self._cut([sources[i] for i in long]), strict=True):
+        if self.prompt("") == "":
+            cut = [self._without_end(rows[i]) for i in long]
+        else:
+            cut = self._cut([sources[i] for i in long])
+        for i, ids in zip(long, cut, strict=True):
             rows[i] = ids
         return rows, set(long)
+
+    def _without_end(self, ids: Ids) -> Ids:
+        start = len(self.frame.prefix)
+        return self.frame.around(ids[start : start + self.room])
 
     def _cut(self, sources: Sequence[str]) -> list[Ids]:
         if not self.tokenizer.is_fast:
