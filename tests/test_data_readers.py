@@ -49,6 +49,7 @@ def test_a_jsonl_row_is_an_object_with_its_line(tmp_path):
     [
         (b'{"a": "\xff"}', "bad UTF-8: byte 0xFF at place 8 of the line"),
         (b'{"a": 1', "bad JSON: Expecting ',' delimiter at column 8"),
+        (b"[", "bad JSON: Expecting value at column 2; is the file one JSON document?"),
         (b"[1, 2]", "not an object: the line is a list; write one object a line"),
         (b"17", "not an object: the line is the number 17"),
         (b'{"a": "x", "a": "y"}', "bad JSON: 'a' is there twice"),

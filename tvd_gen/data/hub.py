@@ -32,9 +32,14 @@ class HubSource:
     def records(self) -> Iterator[Numbered]:
         """The rows in order; a streamed source that breaks is a DataError."""
         try:
-            yield from enumerate(self.rows, start=1)
+            yield from enumerate(self._rows(), start=1)
         except (ConnectionError, OSError) as error:
             raise DataError(f"{self.name}: reading broke off: {_first_line(error)}") from None
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for batch in self.rows.iter(batch_size=1000):
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
 
     @property
     def name(self) -> str:
@@ -46,9 +51,12 @@ class HubSource:
         return f"{self.name} row {number}"
 
     def check(self, picker: Picker) -> None:
-        """The dataset must have the columns."""
-        if self.rows.column_names:
-            picker.check_columns(self.rows.column_names, self.name)
+        """The dataset must have the columns; the others, images perhaps, are not read."""
+        names = self.rows.column_names
+        if names:
+            picker.check_columns(names, self.name)
+            wanted = {c if c in names else c.split(".")[0] for c in picker.columns.values()}
+            self.rows = self.rows.select_columns([name for name in names if name in wanted])
 
     def files(self) -> list[SourceFile]:
         """The dataset's name and fingerprint: the hub's files are not read as such."""

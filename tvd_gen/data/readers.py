@@ -187,12 +187,14 @@ def _json_object(line: str) -> Record | Fault:
     try:
         value = json.loads(line, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        return Fault("bad JSON", f"{error.msg} at column {error.colno}")
+        whole = line.strip() in ("[", "{", "[{")
+        hint = "; is the file one JSON document? Write one object a line" if whole else ""
+        return Fault("bad JSON", f"{error.msg} at column {error.colno}{hint}")
     except (ValueError, RecursionError) as error:
         return Fault("bad JSON", str(error)[:100])
     if isinstance(value, dict):
         return value
-    hint = "; write one object a line" if isinstance(value, list) or line.strip() == "[" else ""
+    hint = "; write one object a line" if isinstance(value, list) else ""
     return Fault("not an object", f"the line is {kind_of(value)}{hint}")
 
 
