@@ -1,4 +1,5 @@
-"""The head: the fast programs equal the slow one in every precision, and torch where torch has it."""
+"""The head: the fast programs equal the slow one in every precision, and torch where torch has
+it."""
 
 import itertools
 from dataclasses import dataclass, fields

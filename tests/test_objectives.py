@@ -90,7 +90,8 @@ def mp_tailr(gamma: mpmath.mpf, floor: mpmath.mpf, logp: mpmath.mpf) -> mpmath.m
 
 
 def mp_weight(objective: TokenObjective, logp: mpmath.mpf) -> mpmath.mpf:
-    # One-sided towards certainty, where log p cannot go on; a step far below any curvature at 60 digits.
+    # One-sided towards certainty, where log p cannot go on; a step far below any curvature at 60
+    # digits.
     step = mpmath.mpf(10) ** -25 * max(1, abs(logp))
     return (mp_loss(objective, logp - step) - mp_loss(objective, logp)) / step
 
@@ -138,7 +139,8 @@ def test_loss_weight_and_gradient_are_finite_at_the_ends(objective, dtype):
 
 @by_repr
 def test_the_loss_is_monotone_and_never_negative(objective):
-    """A loss that falls as p falls rewards forgetting: what weight * nll, held constant, would do."""
+    """A loss that falls as p falls rewards forgetting: what weight * nll, held constant, would
+    do."""
     logp = -torch.logspace(-6, 4, 400, dtype=torch.float64)
     loss = objective.loss(logp)
     assert (loss >= 0).all()

@@ -33,11 +33,13 @@ def _one_minus_p(logp: Tensor) -> Tensor:
     return -torch.expm1(logp)
 
 
+@dataclass(frozen=True)
 class TokenObjective(ABC):
     """A loss that is a function of the target's log-probability alone.
 
-    A subclass gives `loss`; `weight` follows from it by autograd unless it is given in closed form.
-    A loss must not increase with `logp`, so that the weight is never negative.
+    A subclass is a frozen dataclass of numbers and gives `loss`; `weight` follows from it by
+    autograd unless it is given in closed form. A loss must not increase with `logp`, so that the
+    weight is never negative.
     """
 
     name: ClassVar[str] = ""

@@ -1,0 +1,431 @@
+"""The trainers: one loss, whatever the batches, the padding, the model and what wraps it.
+
+Each law is also run where it must fail: with a wrong shift, a wrong count and a missing soft cap.
+"""
+
+import copy
+import logging
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import FAMILIES, arguments, collate, rows, tiny_model
+from transformers import GenerationConfig
+
+from tvd_gen import CrossEntropy, ObjectiveTrainer, Seq2SeqObjectiveTrainer, TaiLr, objective_loss
+from tvd_gen.errors import NonFiniteError
+from tvd_gen.schedules import Linear
+from tvd_gen.trainer import mixin, output_head
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+TAILR = TaiLr(0.02, 0.2)  # about half of an untrained model's tokens at the floor
+
+
+def trainer_for(model, folder, *, cls=Seq2SeqObjectiveTrainer, extra=0, trainer=None, **settings):
+    data = rows(model.config.is_encoder_decoder)
+    options = {"objective": TAILR, "train_dataset": data, "eval_dataset": data} | (trainer or {})
+    return cls(
+        copy.deepcopy(model),
+        arguments(folder, **settings),
+        data_collator=partial(collate, extra=extra),
+        **options,
+    )
+
+
+def trained(model, folder, **changes):
+    """(logged loss, gradient norm, weights) after one step."""
+    trainer = trainer_for(model, folder, **changes)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    return first["loss"], first["grad_norm"], trainer.model.state_dict()
+
+
+def own_logits(model, batch):
+    """(targets, logits that predict them) of the model itself, by the textbook."""
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    labels = batch["labels"]
+    if model.config.is_encoder_decoder:
+        decoder = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        return labels, model(**inputs, decoder_input_ids=decoder).logits
+    return labels[:, 1:], model(**inputs).logits[:, :-1]
+
+
+def oracle_loss(model, objective, **options):
+    targets, logits = own_logits(model, collate(rows(model.config.is_encoder_decoder)))
+    return objective_loss(logits, targets, objective, **options)
+
+
+def assert_same_step(left, right):
+    assert left[:2] == pytest.approx(right[:2], rel=1e-5)
+    torch.testing.assert_close(left[2], right[2], rtol=1e-4, atol=2e-5)
+
+
+def accumulation_changes_nothing(family, folder):
+    model = tiny_model(family)
+    once = trained(model, folder)
+    split = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    assert_same_step(once, trained(model, folder, **split))
+    assert once[0] == pytest.approx(oracle_loss(model, TAILR).item(), rel=1e-5)
+
+
+def ce_is_torchs_token_mean(family, folder):
+    model = tiny_model(family)
+    loss, _, _ = trained(model, folder, trainer={"objective": "ce"})
+    targets, logits = own_logits(model, collate(rows(model.config.is_encoder_decoder)))
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+
+
+def gradients_are_those_of_the_dense_loss(family, folder):
+    trainer = trainer_for(tiny_model(family), folder, trainer={"label_smoothing": 0.1})
+    model = trainer.model
+    batch = collate(rows(model.config.is_encoder_decoder))
+    trainer.compute_loss(model, batch).backward()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    oracle_loss(model, TAILR, label_smoothing=0.1).backward()
+    dense = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert ours.keys() == dense.keys()
+    torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-6)
+    assert trainer._interceptor.head is not None  # not the model's own logits
+
+
+LAWS = [
+    accumulation_changes_nothing,
+    ce_is_torchs_token_mean,
+    gradients_are_those_of_the_dense_loss,
+]
+
+
+@every_family
+def test_accumulation_changes_nothing(family, tmp_path):
+    """Stock trainers multiply T5's, BART's and Marian's gradients by the number of
+    micro-batches."""
+    accumulation_changes_nothing(family, tmp_path)
+
+
+@every_family
+def test_cross_entropy_is_torchs_token_mean(family, tmp_path):
+    """A baseline that is off by a factor voids every comparison."""
+    ce_is_torchs_token_mean(family, tmp_path)
+
+
+@every_family
+def test_gradients_are_those_of_the_dense_loss(family, tmp_path):
+    """The head is intercepted; what a model does after it must not be lost."""
+    gradients_are_those_of_the_dense_loss(family, tmp_path)
+
+
+@every_family
+def test_padding_changes_nothing(family, tmp_path):
+    model = tiny_model(family)
+    assert_same_step(trained(model, tmp_path), trained(model, tmp_path, extra=7))
+
+
+# -- the same laws, where they must fail --------------------------------------------------------
+
+
+def _fails(law, family, folder):
+    with pytest.raises((AssertionError, RuntimeError)):
+        law(family, folder)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+@pytest.mark.parametrize("law", LAWS)
+def test_a_wrong_shift_is_seen(law, family, tmp_path, monkeypatch):
+    def wrong(inputs, *, shift):
+        labels = inputs.pop("labels", None)
+        return labels if shift else F.pad(labels, (0, 1), value=-100)[..., 1:]
+
+    monkeypatch.setattr(mixin, "take_targets", wrong)
+    _fails(law, family, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+@pytest.mark.parametrize("law", LAWS[:2])
+def test_a_wrong_count_is_seen(law, family, tmp_path, monkeypatch):
+    count = Seq2SeqObjectiveTrainer._get_num_items_in_batch
+    monkeypatch.setattr(
+        Seq2SeqObjectiveTrainer,
+        "_get_num_items_in_batch",
+        lambda self, batches, device: count(self, batches[:1], device) + 1,
+    )
+    _fails(law, family, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong"),
+    [
+        ("gemma2", {"softcap": None}),
+        ("gemma2", {"softcap": 31.0}),
+        ("bart", {"bias_buffer": None}),
+        ("t5", {"scale": 2.0}),
+    ],
+)
+def test_a_wrong_head_is_seen_by_the_laws_and_by_the_check(
+    family, wrong, tmp_path, monkeypatch, caplog
+):
+    """A soft cap of 30 does not show on untrained logits: the check must look where it does."""
+    describe = output_head.describe_head
+    monkeypatch.setattr(output_head, "describe_head", lambda m: replace(describe(m), **wrong))
+    with caplog.at_level(logging.WARNING, logger="tvd_gen"):
+        ce_is_torchs_token_mean(family, tmp_path)  # right: through the model's own logits
+    assert "its own logits differ" in caplog.text
+    monkeypatch.setattr(output_head, "check_head", lambda *_: None)
+    if "softcap" not in wrong:  # at the laws' own scale a missing cap is below 1e-6
+        _fails(ce_is_torchs_token_mean, family, tmp_path)
+    else:
+        _fails(_loud_cross_entropy, family, tmp_path)
+
+
+def _loud_cross_entropy(family, folder):
+    """The token mean where logits are large enough for the cap to bend them."""
+    model = tiny_model(family)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(40.0)
+    trainer = trainer_for(model, folder, trainer={"objective": "ce"})
+    loss = trainer.compute_loss(trainer.model, collate(rows(False)))
+    assert loss.item() == pytest.approx(oracle_loss(trainer.model, CrossEntropy()).item(), rel=1e-5)
+
+
+def test_the_loud_law_holds_for_the_right_head(tmp_path):
+    _loud_cross_entropy("gemma2", tmp_path)
+
+
+# -- evaluation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart", "t5"])
+def test_evaluation_is_token_weighted_whatever_the_batch_size(family, tmp_path):
+    """A mean of batch means is another number for every batch size."""
+    model = tiny_model(family)
+    seen = []
+    for size in (1, 3, 16):
+        trainer = trainer_for(model, tmp_path, per_device_eval_batch_size=size)
+        metrics = trainer.evaluate()
+        seen.append([metrics[f"eval_{k}"] for k in ("loss", "nll", "perplexity", "accuracy")])
+    assert seen[0] == pytest.approx(seen[1], rel=1e-6)
+    assert seen[0] == pytest.approx(seen[2], rel=1e-6)
+    nll = oracle_loss(model, CrossEntropy()).item()
+    expected = [oracle_loss(model, TAILR).item(), nll, torch.tensor(nll).exp().item()]
+    assert seen[0][:3] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "marian", "mbart"])
+def test_generating_evaluation_reports_the_same_loss(family, tmp_path):
+    """The stock trainer would report the model's own cross-entropy and select checkpoints on it."""
+    model = tiny_model(family)
+    model.generation_config = GenerationConfig(
+        max_new_tokens=5, decoder_start_token_id=2, eos_token_id=2, pad_token_id=0
+    )
+    plain = trainer_for(model, tmp_path).evaluate()
+    seen = {}
+
+    def compute_metrics(prediction):
+        seen["generated"], seen["labels"] = prediction
+        return {"mine": 1.0}
+
+    generating = trainer_for(
+        model,
+        tmp_path,
+        trainer={"compute_metrics": compute_metrics},
+        predict_with_generate=True,
+        per_device_eval_batch_size=5,
+    ).evaluate()
+    for name in ("eval_loss", "eval_nll", "eval_accuracy"):
+        assert generating[name] == pytest.approx(plain[name], rel=1e-5)
+    assert generating["eval_mine"] == 1.0
+    labels = [row[row != -100].tolist() for row in torch.tensor(seen["labels"])]
+    assert labels == [row["labels"] for row in rows(True)]
+    assert len(seen["generated"]) == 16
+
+
+def test_metrics_on_predictions_get_real_logits(tmp_path):
+    """An empty slice of logits handed to a user's compute_metrics would be a trap."""
+    model = tiny_model("gpt2")
+    shapes = []
+
+    def compute_metrics(prediction):
+        shapes.append(prediction.predictions.shape)
+        return {}
+
+    trainer = trainer_for(model, tmp_path, trainer={"compute_metrics": compute_metrics})
+    trainer.evaluate()
+    width = max(len(row["input_ids"]) for row in rows(False))
+    assert shapes == [(16, width, 97)]
+    loss, outputs = trainer.compute_loss(trainer.model, collate(rows(False)), return_outputs=True)
+    assert outputs.logits.shape == (16, width, 97)
+    assert torch.isfinite(loss)
+
+
+def test_training_makes_no_logits_and_the_model_stays_as_it_is(tmp_path):
+    """Outside a step the model must answer as before: to generation, to a user's own call."""
+    trainer = trainer_for(tiny_model("gpt2"), tmp_path)
+    batch = collate(rows(False))
+    made = []
+    trainer.model.lm_head.register_forward_hook(lambda *a: made.append(a[2].numel()))
+    trainer.compute_loss(trainer.model, batch)
+    assert made[-1] == 0  # the check before it made some
+    out = trainer.model(input_ids=batch["input_ids"], labels=batch["labels"])
+    assert out.logits.shape[-1] == 97
+    assert out.loss is not None
+
+
+# -- the log ------------------------------------------------------------------------------------
+
+
+def test_the_log_has_the_comparable_numbers(tmp_path):
+    model = tiny_model("bart")
+    trainer = trainer_for(model, tmp_path, max_steps=3)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["loss"] == pytest.approx(oracle_loss(model, TAILR).item(), rel=1e-5)
+    assert first["nll"] == pytest.approx(oracle_loss(model, CrossEntropy()).item(), rel=1e-5)
+    assert 0.2 - 1e-6 <= first["mean_weight"] <= 1.0
+    assert 0.0 < first["share_floored"] < 1.0
+    assert 0.0 <= first["accuracy"] <= 1.0
+    assert first["gamma"] == 0.02
+    assert first["tokens_per_second"] > 0
+
+
+def test_a_schedule_follows_the_global_step(tmp_path):
+    trainer = trainer_for(
+        tiny_model("gpt2"),
+        tmp_path,
+        max_steps=4,
+        trainer={"objective": TaiLr(0.5, 0.2), "schedules": {"gamma": Linear(0.0, 0.8)}},
+    )
+    trainer.train()
+    gammas = [entry["gamma"] for entry in trainer.state.log_history if "gamma" in entry]
+    assert gammas == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert trainer.current_objective() == TaiLr(0.8, 0.2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    """The stock trainer logs nan as 0.0 and saves a model of nans."""
+    model = tiny_model("gpt2")
+    with torch.no_grad():
+        model.transformer.wpe.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="step 1"):
+        trainer_for(model, tmp_path, trainer={"head_backend": "logits"}).train()
+
+
+# -- what wraps a model, and settings -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({"bf16": True}, 3e-2),
+        ({"gradient_checkpointing": True}, 1e-5),
+        ({"torch_compile": True, "torch_compile_backend": "aot_eager"}, 1e-5),
+    ],
+    ids=["bf16", "checkpointing", "compile"],
+)
+def test_the_step_is_the_same_under(family, settings, tolerance, tmp_path):
+    model = tiny_model(family)
+    loss, norm, _ = trained(model, tmp_path)
+    other_loss, other_norm, _ = trained(model, tmp_path, **settings)
+    assert (other_loss, other_norm) == pytest.approx((loss, norm), rel=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["lora", "lora-head", "prompt"])
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_adapters_train_on_the_same_loss(family, kind, tmp_path, caplog):
+    """PEFT calls the base model's forward itself, and prompt tuning lengthens the hidden states."""
+    peft = pytest.importorskip("peft")
+    model = tiny_model(family)
+    encoder_decoder = model.config.is_encoder_decoder
+    task = "SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM"
+    if kind == "prompt":
+        config = peft.PromptTuningConfig(task_type=task, num_virtual_tokens=5)
+    else:
+        body = ["q", "v"] if encoder_decoder else ["c_attn"]
+        names = [*body, "lm_head"] if kind == "lora-head" else body
+        config = peft.LoraConfig(task_type=task, target_modules=names, init_lora_weights=False)
+    wrapped = peft.get_peft_model(copy.deepcopy(model), config)
+    trainer = trainer_for(wrapped, tmp_path)
+    batch = collate(rows(encoder_decoder))
+    trainer.model.eval()
+    with caplog.at_level(logging.WARNING, logger="tvd_gen"):
+        loss = trainer.compute_loss(trainer.model, batch)
+    assert ("own logits" in caplog.text) == (kind == "lora-head")
+    if encoder_decoder:
+        targets = batch["labels"]
+        decoder = model.prepare_decoder_input_ids_from_labels(labels=targets)
+        batch = {**batch, "decoder_input_ids": decoder}
+    else:
+        targets = F.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    logits = trainer.model(**inputs).logits[:, -targets.shape[1] :]
+    assert loss.item() == pytest.approx(objective_loss(logits, targets, TAILR).item(), rel=1e-5)
+    loss.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trainer.model.parameters())
+
+
+def test_a_saved_model_trains_as_the_one_that_was_built(tmp_path):
+    model = tiny_model("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    loaded = type(model).from_pretrained(tmp_path / "model")
+    assert trained(loaded, tmp_path)[0] == pytest.approx(trained(model, tmp_path)[0], rel=1e-6)
+
+
+def test_a_batch_without_targets_is_zero_not_nan(tmp_path):
+    trainer = trainer_for(tiny_model("gpt2"), tmp_path)
+    batch = collate(rows(False))
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(0))
+    loss.backward()
+    assert loss.item() == 0.0
+
+
+def test_labels_aligned_by_a_collator_are_taken_as_they_are(tmp_path):
+    trainer = trainer_for(tiny_model("gpt2"), tmp_path)
+    batch = collate(rows(False))
+    expected = trainer.compute_loss(trainer.model, batch)
+    aligned = F.pad(batch.pop("labels"), (0, 1), value=-100)[:, 1:]
+    got = trainer.compute_loss(trainer.model, {**batch, "shift_labels": aligned})
+    assert torch.equal(got, expected)
+
+
+def test_trainers_label_smoothing_is_routed(tmp_path):
+    """The stock argument would be ignored in silence next to a custom loss."""
+    model = tiny_model("gpt2")
+    loss, _, _ = trained(model, tmp_path, label_smoothing_factor=0.1)
+    assert loss == pytest.approx(oracle_loss(model, TAILR, label_smoothing=0.1).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "settings", "message"),
+    [
+        ({"compute_loss_func": lambda *_: 0}, {}, "two losses"),
+        ({"objective": "tailr"}, {}, r"TaiLr\(gamma, min_weight\)"),
+        ({"objective": "tailor"}, {}, "must be one of"),
+        ({"schedules": {"gama": Linear(0, 1)}}, {}, "no field gama"),
+        ({"schedules": {"gamma": Linear(0, 2)}}, {}, "gamma must"),
+        ({"head_backend": "fast"}, {}, "head_backend"),
+        ({"label_smoothing": 0.1}, {"label_smoothing_factor": 0.1}, "twice"),
+        ({}, {"average_tokens_across_devices": False}, "average_tokens"),
+    ],
+)
+def test_settings_that_would_change_the_loss_in_silence_are_refused(
+    trainer, settings, message, tmp_path
+):
+    with pytest.raises(ValueError, match=message):
+        trainer_for(tiny_model("gpt2"), tmp_path, trainer=trainer, **settings)
+
+
+def test_a_subclass_may_add_to_the_loss(tmp_path):
+    """Downstream projects extend the trainers by compute_loss."""
+
+    class Mine(ObjectiveTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            return super().compute_loss(model, inputs, return_outputs, **kwargs) + 1.0
+
+    model = tiny_model("gpt2")
+    assert trained(model, tmp_path, cls=Mine)[0] == pytest.approx(
+        trained(model, tmp_path)[0] + 1.0, rel=1e-6
+    )

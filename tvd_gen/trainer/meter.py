@@ -1,0 +1,51 @@
+"""Sums of losses over micro-batches and ranks, and the numbers that come of them."""
+
+import math
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+from tvd_gen.head import LossOutput
+
+
+class Meter:
+    """Adds up LossOutputs on their device; nothing is waited for until `read`."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+        self.since = time.perf_counter()
+
+    def add(self, output: LossOutput) -> None:
+        """One micro-batch more."""
+        sums = output.sums()
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def read(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Token means since the last reading, in nats or shares, with `tokens` and `seconds`; then
+        start again."""
+        seconds = time.perf_counter() - self.since
+        sums, self.sums = self.sums, None
+        self.since = time.perf_counter()
+        if sums is None:
+            return {}
+        loss, nll, tokens, correct, weight, floored = over_ranks(sums).tolist()
+        tokens = max(tokens, 1.0)
+        return {
+            "loss": loss / tokens,
+            "nll": nll / tokens,
+            "mean_weight": weight / tokens,
+            "share_floored": floored / tokens,
+            "accuracy": correct / tokens,
+            "tokens": tokens,
+            "seconds": seconds,
+        }
+
+    def pause(self, seconds: float) -> None:
+        """Leave so many seconds, spent on something else, out of the rate."""
+        self.since += seconds
+
+
+def perplexity(nll: float) -> float:
+    """exp(nll), infinite where a float cannot hold it."""
+    return math.exp(nll) if nll < 700 else math.inf

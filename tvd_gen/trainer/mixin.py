@@ -1,0 +1,331 @@
+"""The mixin that puts a token objective into any transformers Trainer, and the two trainers made of
+it."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from tvd_gen.errors import NonFiniteError
+from tvd_gen.head import BACKENDS
+from tvd_gen.objectives import OBJECTIVES, TokenObjective
+from tvd_gen.schedules import Schedule
+from tvd_gen.trainer.meter import Meter, perplexity
+from tvd_gen.trainer.output_head import IGNORE, Interceptor, LossRequest, intercept
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+Inputs = dict[str, Any]
+
+
+def take_targets(inputs: Inputs, *, shift: bool) -> Tensor | None:
+    """Remove the labels from `inputs` and return them as targets (B, T): target t belongs to hidden
+    state t.
+
+    `shift_labels` are aligned already; `labels` of a decoder-only model (shift) are the tokens
+    themselves, so that position t predicts label t + 1. None where there are no labels.
+    """
+    labels: Tensor | None = inputs.pop("labels", None)
+    aligned: Tensor | None = inputs.pop("shift_labels", None)
+    if aligned is not None or labels is None:
+        return aligned
+    return F.pad(labels, (0, 1), value=IGNORE)[..., 1:] if shift else labels
+
+
+class ObjectiveMixin(_Base):
+    """Trains and evaluates on a token objective: put it before any Trainer.
+
+        class Mine(ObjectiveMixin, SFTTrainer): ...
+        Mine(model=..., args=..., objective=TaiLr(gamma=0.1, min_weight=0.3))
+
+    The loss is the token mean over the global batch: accumulation, padding, devices and the order
+    of batches change nothing. Labels never reach the model and logits are not made unless they are
+    asked for (`compute_metrics`, or `compute_loss(return_outputs=True)`).
+
+    objective: a TokenObjective, or a name of OBJECTIVES that needs no numbers.
+    schedules: field of the objective -> Schedule of the run's progress, e.g. {"gamma": Linear(0.0,
+    0.8)}. label_smoothing: eps of an unweighted uniform term (args.label_smoothing_factor is taken
+    for it too). head_backend: auto | reference | chunked, or logits for the model's own logits.
+
+    The log gains nll, mean_weight, share_floored, accuracy (token means since the last log), the
+    objective's fields and tokens_per_second; evaluation gains nll, perplexity, accuracy,
+    mean_weight and share_floored, and its loss is the token mean. Raises ValueError for settings
+    that would change the loss in silence, NonFiniteError at a log whose loss is not finite.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        objective: TokenObjective | str = "ce",
+        schedules: Mapping[str, Schedule] | None = None,
+        label_smoothing: float = 0.0,
+        head_backend: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        self.objective: TokenObjective = _objective(objective)
+        self.schedules: dict[str, Schedule] = dict(schedules or {})
+        self.label_smoothing = label_smoothing
+        self.head_backend = head_backend
+        self._train_meter, self._eval_meter = Meter(), Meter()
+        self._interceptor: Interceptor | None = None
+        self._keep_logits: bool | None = None
+        self._check_objective()
+        super().__init__(*args, **kwargs)
+        self._check_arguments()
+        self.label_smoother = None
+        # These two make the stock trainer count the targets that take_targets gives, for every
+        # model.
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = not self._is_encoder_decoder
+
+    def _check_objective(self) -> None:
+        fields = {f.name for f in dataclasses.fields(self.objective)}
+        if unknown := ", ".join(sorted(set(self.schedules) - fields)):
+            raise ValueError(f"schedules: {type(self.objective).__name__} has no field {unknown}")
+        for progress in (0.0, 1.0):
+            self._objective_at(progress)
+        if self.head_backend not in (*BACKENDS, "logits"):
+            known = ", ".join((*BACKENDS, "logits"))
+            raise ValueError(f"head_backend must be one of {known}, got {self.head_backend!r}")
+
+    def _check_arguments(self) -> None:
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func and an objective are two losses: give one")
+        if not self.args.average_tokens_across_devices:
+            raise ValueError("average_tokens_across_devices=False would weigh ranks, not tokens")
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                "DataParallel is not supported: start with torchrun, one process a GPU"
+            )
+        if self.args.label_smoothing_factor:
+            if self.label_smoothing:
+                raise ValueError("label smoothing is given twice: drop args.label_smoothing_factor")
+            self.label_smoothing = self.args.label_smoothing_factor
+
+    # -- the objective --------------------------------------------------------------------------
+
+    def current_objective(self) -> TokenObjective:
+        """The objective at the current global step: a resumed run continues its schedules
+        exactly."""
+        return self._objective_at(self.state.global_step / max(self.state.max_steps, 1))
+
+    def _objective_at(self, progress: float) -> TokenObjective:
+        numbers = {name: schedule(progress) for name, schedule in self.schedules.items()}
+        return dataclasses.replace(self.objective, **numbers) if numbers else self.objective
+
+    # -- the loss -------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's sum over this micro-batch, over the number of targets in the global
+        batch."""
+        inputs = dict(inputs)
+        targets = take_targets(inputs, shift=not self._is_encoder_decoder)
+        if targets is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._complete(inputs, targets)
+        keep = return_outputs if self._keep_logits is None else self._keep_logits
+        request = LossRequest(targets, self.current_objective(), self.label_smoothing, keep)
+        with self._intercepting(model, inputs).serving(request):
+            outputs = model(**inputs)
+        assert request.output is not None
+        (self._train_meter if model.training else self._eval_meter).add(request.output)
+        loss = self._token_mean(outputs, request.output.tokens, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _token_mean(
+        self, outputs: Any, tokens: Tensor, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
+        total: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs["loss"]
+        count = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        loss = total / count.to(total.device).clamp(min=1)
+        if num_items_in_batch is not None:
+            # Gradients are averaged over ranks, and the count is that of all ranks.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        auxiliary = getattr(outputs, "aux_loss", None)  # mixtures of experts
+        if auxiliary is not None:
+            loss = loss + self._language_model.config.router_aux_loss_coef * auxiliary
+        return loss
+
+    def _complete(self, inputs: Inputs, targets: Tensor) -> None:
+        """Add what the model would have made of the labels that it does not see."""
+        inputs.setdefault("use_cache", False)
+        inputs.pop("num_items_in_batch", None)
+        given = ("decoder_input_ids", "decoder_inputs_embeds")
+        if self._is_encoder_decoder and all(inputs.get(name) is None for name in given):
+            core = self._language_model
+            prepare = getattr(core, "prepare_decoder_input_ids_from_labels", None)
+            if prepare is None:
+                raise ValueError(
+                    f"{type(core).__name__} cannot make decoder_input_ids from labels: "
+                    "have the collator add them"
+                )
+            inputs["decoder_input_ids"] = prepare(labels=targets)
+
+    def _intercepting(self, model: nn.Module, inputs: Inputs) -> Interceptor:
+        """The interceptor of the current model, made and checked on its first rows."""
+        bare = self.accelerator.unwrap_model(model)
+        if self._interceptor is None or self._interceptor.model is not bare:
+            if self._interceptor is not None:
+                self._interceptor.remove()
+            rows = {k: v[:2] if torch.is_tensor(v) and v.dim() else v for k, v in inputs.items()}
+            with self.accelerator.autocast():
+                self._interceptor = intercept(bare, self._language_model, rows, self.head_backend)
+        return self._interceptor
+
+    @property
+    def _language_model(self) -> Any:
+        """The transformers model itself, without what wraps it."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    @property
+    def _is_encoder_decoder(self) -> bool:
+        return bool(getattr(self._language_model.config, "is_encoder_decoder", False))
+
+    # -- the numbers ----------------------------------------------------------------------------
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(sums, reduction="sum")
+        return total
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the stock trainer does, a training log with the objective's numbers."""
+        if "loss" in logs and (numbers := self._train_meter.read(self._over_ranks)):
+            tokens, seconds = numbers.pop("tokens"), numbers.pop("seconds")
+            # The stock loss is the mean over steps, and knows what a subclass has added; ours only
+            # guards it.
+            if not math.isfinite(numbers.pop("loss")):
+                raise NonFiniteError(
+                    f"step {self.state.global_step}: the loss is not finite; look at the rows "
+                    "since the last log, lower the learning rate or clip with max_grad_norm"
+                )
+            logs.update(numbers)
+            logs.update(dataclasses.asdict(self.current_objective()))
+            logs["tokens_per_second"] = tokens / seconds
+        super().log(logs, *args, **kwargs)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The stock loop; loss, nll, perplexity, accuracy are token means whatever the batches."""
+        start = time.perf_counter()
+        self._eval_meter = Meter()
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        numbers = self._eval_meter.read(self._over_ranks)
+        if numbers:
+            del numbers["tokens"], numbers["seconds"]
+            numbers["perplexity"] = perplexity(numbers["nll"])
+            assert output.metrics is not None
+            output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in numbers.items()})
+        self._train_meter.pause(time.perf_counter() - start)
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The stock step on the objective; logits are made only where they are returned."""
+        with self._keeping_logits(not prediction_loss_only):
+            return super().prediction_step(
+                model, self._unrepeated(inputs), prediction_loss_only, ignore_keys, **kwargs
+            )
+
+    @contextmanager
+    def _keeping_logits(self, keep: bool) -> Iterator[None]:
+        self._keep_logits = keep
+        try:
+            yield
+        finally:
+            self._keep_logits = None
+
+    def _unrepeated(self, inputs: Inputs) -> Inputs:
+        """Inputs without the targets of rows that fill up the last batch of several ranks."""
+        state, ranks = self.accelerator.gradient_state, self.accelerator.num_processes
+        if ranks == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return inputs
+        masked = dict(inputs)
+        for name in ("labels", "shift_labels"):
+            if name in inputs:
+                rows = len(inputs[name])
+                kept = max(0, state.remainder - rows * self.accelerator.process_index)
+                masked[name] = inputs[name].clone()
+                masked[name][kept:] = IGNORE
+        return masked
+
+
+def _objective(objective: TokenObjective | str) -> TokenObjective:
+    if isinstance(objective, TokenObjective):
+        return objective
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    try:
+        return OBJECTIVES[objective]()
+    except TypeError:
+        cls = OBJECTIVES[objective]
+        fields = ", ".join(f.name for f in dataclasses.fields(cls))
+        raise ValueError(
+            f"objective {objective!r} needs numbers: pass {cls.__name__}({fields})"
+        ) from None
+
+
+class ObjectiveTrainer(ObjectiveMixin, Trainer):
+    """transformers.Trainer on a token objective; see ObjectiveMixin."""
+
+
+class Seq2SeqObjectiveTrainer(ObjectiveMixin, Seq2SeqTrainer):
+    """transformers.Seq2SeqTrainer on a token objective, also while it evaluates by generating."""
+
+    args: Seq2SeqTrainingArguments
+
+    def prediction_step(  # type: ignore[override]  # transformers' two trainers disagree on it
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Generate where asked to; the loss is the objective's (the stock trainer would take the
+        model's own)."""
+        generates = self.args.predict_with_generate and not prediction_loss_only
+        if not generates or "labels" not in inputs:
+            return super().prediction_step(
+                model, inputs, prediction_loss_only, ignore_keys, **kwargs
+            )
+        inputs = self._prepare_inputs(self._unrepeated(inputs))
+        count = self._get_num_items_in_batch([inputs], self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs, num_items_in_batch=count)
+        hidden = ("labels", "decoder_input_ids", "decoder_attention_mask")
+        prompt = {k: v for k, v in inputs.items() if k not in hidden}
+        _, tokens, _ = super().prediction_step(model, prompt, False, ignore_keys, **kwargs)
+        return loss, tokens, inputs["labels"]
