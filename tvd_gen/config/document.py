@@ -163,8 +163,12 @@ class _Reader:
         for event in self.until(MappingEndEvent):
             if not isinstance(event, ScalarEvent):
                 raise self.stop(path, "a key must be a word", _line(event))
-            key = str(event.value)
+            key = _joined_pairs(str(event.value))
             where = (*path, key)
+            if odd := _BROKEN.search(key):
+                self.fault(path, f"a key with the character {odd.group()!a}", _line(event))
+                self.value(path, next(self.events))
+                continue
             if key in found:
                 first = self.document.places[where].line
                 self.fault(where, f"given twice (also on line {first}); keep one", _line(event))
@@ -185,7 +189,7 @@ class _Reader:
 
     def scalar(self, path: Path, event: ScalarEvent) -> Any:
         plain = event.style is None
-        text = str(event.value)
+        text = _joined_pairs(str(event.value))
         if odd := _BROKEN.search(text):
             self.fault(path, f"the character {odd.group()!a} cannot be used", _line(event))
             return None
@@ -193,6 +197,11 @@ class _Reader:
             self.fault(path, f"must be a finite number, got {_short(text)}", _line(event))
             return None
         return _plain_value(text) if plain else text
+
+
+def _joined_pairs(text: str) -> str:
+    """JSON writes a character beyond 16 bits as two escapes; joined, they are that character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 def _plain_value(text: str) -> Any:

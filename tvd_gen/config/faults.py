@@ -59,6 +59,10 @@ _LIMITS = {
 }
 
 
+def _plain(limit: float) -> str:
+    return str(int(limit)) if limit == int(limit) else str(limit)
+
+
 def _kind_text(kind: str, given: Any) -> str | None:
     wanted = _WANTED.get(kind.removesuffix("_type").removesuffix("_parsing"))
     if wanted is None:
@@ -86,7 +90,7 @@ def fault_text(error: ErrorDetails) -> str:
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind in _LIMITS:
         name, sign = _LIMITS[kind]
-        return f"must be {sign} {context[name]!r}, got {shown(given)}"
+        return f"must be {sign} {_plain(context[name])}, got {shown(given)}"
     if kind in ("literal_error", "enum"):
         words = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         return f"unknown value {shown(given)}; {choices(str(given), words)}"

@@ -78,6 +78,15 @@ def _overrides(given: Overrides, document: Document) -> Iterable[tuple[Place, li
         yield place, dotted, value
 
 
+def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
+    """`key.path=value` texts -> path and value, by YAML's rules; ConfigError says every fault."""
+    nowhere = Document({}, {(): Place(0, 1, "")})
+    found = {".".join(path): value for _, path, value in _overrides(given, nowhere)}
+    if nowhere.faults:
+        raise _error(nowhere)
+    return found
+
+
 def _split(text: str) -> tuple[str, str | None]:
     key, equals, value = text.partition("=")
     return key.strip(), value if equals else None

@@ -99,6 +99,7 @@ _BOUNDS: Mapping[str, tuple[Ge | Gt | Lt, ...]] = {
 _STEPS = ("warmup_steps", "logging_steps", "eval_steps", "save_steps")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "train_sampling_strategy": ("random", "sequential", "group_by_length"),
+    "debug": ("underflow_overflow", "tpu_metrics_debug"),
     "log_level": ("debug", "info", "warning", "error", "critical", "passive"),
     "log_level_replica": ("debug", "info", "warning", "error", "critical", "passive"),
     "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),

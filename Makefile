@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh Debian or Ubuntu: make demo, make test.
+#
+#   PYTHON=python3.12   another interpreter (3.11 or newer)
+#   PIP_ARGS=...        more options for pip, e.g. an index whose torch is built for the CPU alone
+#   VENV=path           another place for the environment
+
+PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
+VENV ?= .venv
+PIP_ARGS ?=
+RUN ?= runs/demo-summarization
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test setup clean
+
+help:
+	@echo "make demo   set up, train a summarizer with the gamma loss, evaluate it"
+	@echo "make test   set up, then lint, types and tests"
+	@echo "make setup  the environment in $(VENV) alone"
+	@echo "make clean  remove the environment and the demo's run"
+
+demo: $(STAMP)
+	rm -rf $(RUN)
+	$(BIN)/tvd-gen train --config demo/summarization.yaml --output $(RUN)
+	$(BIN)/tvd-gen eval $(RUN)
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict tvd_gen
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, for transformers 5.23 is; try: sudo apt-get install python3.11 python3.11-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11, which transformers 5.23 needs; try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments; try: sudo apt-get install $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(RUN)
