@@ -1,5 +1,7 @@
 """Batches: padding, the token budget, and what becomes of them on several processes."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -72,6 +74,13 @@ def test_epochs_have_other_batches_not_only_another_order():
     first = {frozenset(batch) for batch in sampler}
     sampler.set_epoch(1)
     assert len(first & {frozenset(batch) for batch in sampler}) < len(first) / 4
+
+
+def test_short_and_long_batches_come_in_no_order():
+    """From short to long, the model would end every epoch on the longest rows alone."""
+    longest = [max(LENGTHS[row] for row in batch) for batch in MaxTokensBatchSampler(LENGTHS, 500)]
+    falls = sum(a > b for a, b in pairwise(longest))
+    assert 0.25 < falls / len(longest) < 0.75
 
 
 def test_batches_are_little_but_padding():

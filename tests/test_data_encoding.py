@@ -139,6 +139,15 @@ def test_a_cut_prompt_keeps_all_its_own_words(source, limit):
     assert len(ids) <= limit
 
 
+@pytest.mark.parametrize("word", ["漢字", "quick brown fox ", "ж "])
+def test_a_cut_within_a_word_costs_only_that_word(word):
+    """Cut in its middle, a word or a character can become more tokens than it was."""
+    for limit in range(20, 40):
+        spec = DataSpec(prompt=PROMPT, max_source_tokens=limit)
+        [ids] = encode_prompts([word * 50], PLAIN, spec, encoder_decoder=False)
+        assert limit - 6 <= len(ids) <= limit
+
+
 @pytest.mark.parametrize("tokenizer", [PLAIN, Letters()], ids=["fast", "slow"])
 def test_a_cut_source_is_as_long_as_the_limit_allows(tokenizer):
     spec = DataSpec(prompt=PROMPT, max_source_tokens=30)
