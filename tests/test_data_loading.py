@@ -263,6 +263,15 @@ def test_bad_rows_of_a_stream_are_found_before_the_first_is_used(tmp_path):
         streamed(path)
 
 
+def test_the_texts_of_a_stream_have_an_end(tmp_path):
+    """A tokenizer that is trained on a stream without end is never done."""
+    path = jsonl(tmp_path / "a.jsonl", GOOD)
+    corpora = streamed(path), load(path)
+    texts = [sorted(corpus.texts("train")) for corpus in corpora]
+    assert texts[0] == texts[1] == sorted(text for row in GOOD for text in row.values())
+    assert len(list(corpora[1].texts("train", most=2))) == 4
+
+
 # --- the hub
 
 

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import tvd_gen
 from tvd_gen.data.rows import did_you_mean
 from tvd_gen.errors import DataError
 
 
 def corpora_folder() -> Path:
     """Where the shipped corpora lie."""
-    return Path(tvd_gen.__path__[0]) / "corpora"
+    return Path(__file__).parents[1] / "corpora"
 
 
 def shipped_corpora() -> list[str]:

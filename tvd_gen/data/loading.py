@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from random import Random
 from typing import Any, TypeAlias
 
@@ -57,6 +57,14 @@ class Corpus:
     splits: dict[str, Dataset | IterableDataset]
     report: DataReport
     places: dict[str, Places] = field(default_factory=dict)
+
+    def texts(self, split: str, most: int = 1_000_000) -> Iterator[str]:
+        """All texts of up to `most` rows, a stream's of one pass: what a tokenizer is trained on."""
+        rows, kept = self.splits[split], self.report.splits[split].rows_kept
+        if isinstance(rows, IterableDataset):
+            most = min(kept or most, most)
+        for row in islice(rows, most):
+            yield from row.values()
 
 
 def load_corpus(
