@@ -59,7 +59,7 @@ class Corpus:
     places: dict[str, Places] = field(default_factory=dict)
 
     def texts(self, split: str, most: int = 1_000_000) -> Iterator[str]:
-        """All texts of up to `most` rows, a stream's of one pass: what a tokenizer is trained on."""
+        """All texts of up to `most` rows, a stream's of one pass: to train a tokenizer on."""
         rows, kept = self.splits[split], self.report.splits[split].rows_kept
         if isinstance(rows, IterableDataset):
             most = min(kept or most, most)
