@@ -233,6 +233,8 @@ training:
         ("training.enable_jit_checkpoint=true", "must stay false"),
         ("training.logging_nan_inf_filter=true", "must stay false"),
         ("training.metric_for_best_model=eval_loss", "select on nll or a task's metric"),
+        ("training.metric_for_best_model=ece", "ece is not measured while training"),
+        ("training.metric_for_best_model=rougeL", "rougeL needs texts; add predict_with_generate"),
         ("training.load_best_model_at_end=true", "needs eval_strategy: epoch or steps"),
         ("training.num_train_epochs=0", "must be > 0, got 0"),
         ("training.gradient_accumulation_steps=0", "must be >= 1"),
@@ -315,10 +317,10 @@ def test_overrides_are_read_by_yaml_and_null_removes(config_file):
 
 def test_overrides_may_be_values():
     """The eval command hands on what it has parsed."""
-    given = parse_overrides(["evaluation.limit=5", "seed=7"])
-    assert given == {"evaluation.limit": 5, "seed": 7}
+    given = parse_overrides(["evaluation.limit=5", "seed=7", "data.prompt=null"])
+    assert given == {"evaluation.limit": 5, "seed": 7, "data.prompt": None}
     config = load_config("demo/summarization", given)
-    assert (config.evaluation.limit, config.seed) == (5, 7)
+    assert (config.evaluation.limit, config.seed, config.data.prompt) == (5, 7, None)
     with pytest.raises(ConfigError, match=r"must be key\.path=value"):
         parse_overrides(["x"])
 
@@ -349,6 +351,7 @@ def test_the_best_checkpoint_is_the_one_of_least_nll(config_file):
     base.append("training.save_strategy=epoch")
     given = load(config_file, GOOD, *base).training.arguments
     assert (given["metric_for_best_model"], given["greater_is_better"]) == ("nll", False)
+    base.append("training.predict_with_generate=true")
     given = load(config_file, GOOD, *base, "training.metric_for_best_model=rougeL")
     assert given.training.greater_is_better is True
 

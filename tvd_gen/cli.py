@@ -12,6 +12,7 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -54,6 +55,12 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+
+SHOWN = (
+    *("run", "model", "step", "epoch", "loss", "nll", "accuracy", "mean_weight", "share_floored"),
+    *("tokens_per_second", "eval_nll", "eval_perplexity", "eval_accuracy"),
+)
+"""What the table after training shows, where it is known; --json gives all."""
 
 _debug = False
 
@@ -262,6 +269,8 @@ def _options(
 ) -> None:
     global _debug
     _debug = debug
+    if not debug:
+        warnings.simplefilter("ignore")  # libraries' warnings are for developers
     # Hugging Face libraries draw bars and warn on stderr, where our progress is.
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
@@ -296,7 +305,7 @@ def train(
     if as_json:
         _print_json(summary)
         return
-    _table("trained", ("what", "value"), summary.items())
+    _table("trained", ("what", "value"), [(key, summary[key]) for key in SHOWN if key in summary])
     _write(sys.stdout, clean(f"next: tvd-gen eval {folder}"))
 
 
@@ -369,7 +378,11 @@ def generate(
     from tvd_gen import run
 
     with Screen() as screen:
-        made = run.generate(run_folder, texts, say=screen.say, progress=screen.progress)
+        made = (
+            run.generate(run_folder, texts, say=screen.say, progress=screen.progress)
+            if texts
+            else ()
+        )
         rows = (_row(text, each, as_json) for text, each in zip(texts, made, strict=True))
         if output:
             _write_rows(output, rows)

@@ -62,20 +62,25 @@ def _read(path: FilePath) -> Document:
 
 def _overrides(given: Overrides, document: Document) -> Iterable[tuple[Place, list[str], Any]]:
     """The place, the path and the value of each override; faults go to the document."""
-    rows = given.items() if isinstance(given, Mapping) else (_split(text) for text in given)
-    for rank, (key, value) in enumerate(rows, start=1):
-        text = key if value is None else f"{key}={value}"
-        place = Place(rank, 1, ascii(text)[1:-1] if not text.isprintable() else text)
-        dotted = key.split(".")
-        # a value of None: no equals sign
-        if value is None or not all(dotted) or unprintable(key):
+    values = given if isinstance(given, Mapping) else dict.fromkeys(given, None)
+    for rank, (text, value) in enumerate(values.items(), start=1):
+        key, equals, written = text.partition("=")
+        if isinstance(given, Mapping):
+            equals, written = "=", str(value)
+        place = Place(rank, 1, _printable(f"{key}{equals}{written}"))
+        dotted = key.strip().split(".")
+        if not equals or not all(dotted) or unprintable(key):
             document.faults.append(Fault((), "must be key.path=value", place))
             continue
-        if isinstance(value, str) and not isinstance(given, Mapping):
-            read = read_yaml(value, place)
-            document.faults += [Fault(tuple(dotted), f.what, place) for f in read.faults]
+        if not isinstance(given, Mapping):
+            read = read_yaml(written, place)
+            document.faults += [Fault(tuple(dotted), fault.what, place) for fault in read.faults]
             value = read.value
         yield place, dotted, value
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
@@ -85,11 +90,6 @@ def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
     if nowhere.faults:
         raise _error(nowhere)
     return found
-
-
-def _split(text: str) -> tuple[str, str | None]:
-    key, equals, value = text.partition("=")
-    return key.strip(), value if equals else None
 
 
 def _put(document: Document, place: Place, dotted: list[str], value: Any) -> None:

@@ -216,6 +216,8 @@ def best_checkpoint(tree: Tree) -> Iterator[Fault]:
     metric, greater = training.get("metric_for_best_model"), training.get("greater_is_better")
     if isinstance(metric, str) and lower_is_better(metric) and greater is True:
         yield Fault(("training", "greater_is_better"), f"a smaller {metric} is better; remove it")
+    if isinstance(metric, str):
+        yield from _measured_while_training(tree, metric.removeprefix("eval_"))
     if training.get("load_best_model_at_end") is not True:
         return
     path = ("training", "load_best_model_at_end")
@@ -228,6 +230,23 @@ def best_checkpoint(tree: Tree) -> Iterator[Fault]:
         )
     elif evaluated == saved == "steps":
         yield from _step_multiple(training)
+
+
+def _measured_while_training(tree: Tree, metric: str) -> Iterator[Fault]:
+    """Texts are generated while training only if that is asked for; calibration is not measured."""
+    from tvd_gen.metrics import METRICS
+
+    path = ("training", "metric_for_best_model")
+    group = next((name for name, group in METRICS.items() if metric in group.keys), None)
+    if group is None or metric in ("nll", "perplexity", "accuracy"):
+        return
+    asked = section(tree, "evaluation").get("metrics", getattr(task_of(tree), "metrics", ()))
+    if METRICS[group].needs == "tokens":
+        yield Fault(path, f"{metric} is not measured while training; choose nll or accuracy")
+    elif section(tree, "training").get("predict_with_generate") is not True:
+        yield Fault(path, f"{metric} needs texts; add predict_with_generate: true")
+    elif isinstance(asked, (list, tuple)) and group not in asked:
+        yield Fault(path, f"{metric} is not measured; add {group} to evaluation.metrics")
 
 
 def _step_multiple(training: Mapping[str, Any]) -> Iterator[Fault]:
