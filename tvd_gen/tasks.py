@@ -21,6 +21,11 @@ class Task:
     baseline: Baseline | None = None
 
     @property
+    def kind(self) -> Literal["language_modeling", "sequence_to_sequence"]:
+        """How rows become tokens."""
+        return "sequence_to_sequence" if self.has_source else "language_modeling"
+
+    @property
     def has_source(self) -> bool:
         """Whether the model reads a source and writes a target, rather than continuing a text."""
         return "source" in self.fields

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import evaluate  # type: ignore[import-untyped]
 import numpy as np
-from datasets import Features, List, Value  # type: ignore[import-untyped]
+from datasets import Features, List, Value
 from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF

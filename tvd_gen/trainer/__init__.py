@@ -4,7 +4,7 @@ from tvd_gen.trainer.mixin import (
     ObjectiveMixin,
     ObjectiveTrainer,
     Seq2SeqObjectiveTrainer,
-    take_targets,
 )
+from tvd_gen.trainer.output_head import target_logits
 
-__all__ = ["ObjectiveMixin", "ObjectiveTrainer", "Seq2SeqObjectiveTrainer", "take_targets"]
+__all__ = ["ObjectiveMixin", "ObjectiveTrainer", "Seq2SeqObjectiveTrainer", "target_logits"]

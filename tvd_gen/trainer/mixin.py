@@ -9,18 +9,24 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from tvd_gen.data.batches import MaxTokensBatchSampler
 from tvd_gen.errors import NonFiniteError
 from tvd_gen.head import BACKENDS
 from tvd_gen.objectives import OBJECTIVES, TokenObjective
 from tvd_gen.schedules import Schedule
 from tvd_gen.trainer.meter import Meter, perplexity
-from tvd_gen.trainer.output_head import IGNORE, Interceptor, LossRequest, intercept
+from tvd_gen.trainer.output_head import (
+    IGNORE,
+    Interceptor,
+    LossRequest,
+    intercept,
+    take_targets,
+)
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -28,20 +34,6 @@ else:
     _Base = object
 
 Inputs = dict[str, Any]
-
-
-def take_targets(inputs: Inputs, *, shift: bool) -> Tensor | None:
-    """Remove the labels from `inputs` and return them as targets (B, T): target t belongs to hidden
-    state t.
-
-    `shift_labels` are aligned already; `labels` of a decoder-only model (shift) are the tokens
-    themselves, so that position t predicts label t + 1. None where there are no labels.
-    """
-    labels: Tensor | None = inputs.pop("labels", None)
-    aligned: Tensor | None = inputs.pop("shift_labels", None)
-    if aligned is not None or labels is None:
-        return aligned
-    return F.pad(labels, (0, 1), value=IGNORE)[..., 1:] if shift else labels
 
 
 class ObjectiveMixin(_Base):
@@ -72,15 +64,18 @@ class ObjectiveMixin(_Base):
         schedules: Mapping[str, Schedule] | None = None,
         label_smoothing: float = 0.0,
         head_backend: str = "auto",
+        max_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.objective: TokenObjective = _objective(objective)
         self.schedules: dict[str, Schedule] = dict(schedules or {})
         self.label_smoothing = label_smoothing
         self.head_backend = head_backend
+        self.max_tokens = max_tokens
         self._train_meter, self._eval_meter = Meter(), Meter()
         self._interceptor: Interceptor | None = None
         self._keep_logits: bool | None = None
+        self._token_batches: MaxTokensBatchSampler | None = None
         self._check_objective()
         super().__init__(*args, **kwargs)
         self._check_arguments()
@@ -199,6 +194,37 @@ class ObjectiveMixin(_Base):
     @property
     def _is_encoder_decoder(self) -> bool:
         return bool(getattr(self._language_model.config, "is_encoder_decoder", False))
+
+    # -- the batches ----------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The stock loader, or one whose batches keep to `max_tokens`."""
+        if self.max_tokens is None:
+            return super().get_train_dataloader()
+        dataset: Any = self.train_dataset
+        sampler = MaxTokensBatchSampler(
+            dataset["length"],
+            self.max_tokens,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            processes=self.args.world_size,
+        )
+        self._token_batches = sampler
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        if self._token_batches is not None:
+            # The stock set_epoch does not reach through accelerate's wrappers when a run resumes.
+            self._token_batches.set_epoch(kwargs["epoch"])
+        return super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     # -- the numbers ----------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -16,6 +17,20 @@ from tvd_gen.objectives import TokenObjective
 
 IGNORE = -100
 logger = logging.getLogger("tvd_gen")
+
+
+def take_targets(inputs: dict[str, Any], *, shift: bool) -> Tensor | None:
+    """Remove the labels from `inputs` and return them as targets (B, T): target t belongs to hidden
+    state t.
+
+    `shift_labels` are aligned already; `labels` of a decoder-only model (shift) are the tokens
+    themselves, so that position t predicts label t + 1. None where there are no labels.
+    """
+    labels: Tensor | None = inputs.pop("labels", None)
+    aligned: Tensor | None = inputs.pop("shift_labels", None)
+    if aligned is not None or labels is None:
+        return aligned
+    return F.pad(labels, (0, 1), value=IGNORE)[..., 1:] if shift else labels
 
 
 class UnknownHead(Exception):
@@ -243,3 +258,28 @@ def intercept(
         )
         return Interceptor(model, None, "logits")
     return Interceptor(model, head, backend)
+
+
+@torch.no_grad()
+def target_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The model's own logits where there is a target: (N, V), and the targets (N,).
+
+    `batch` holds labels in transformers' convention. Only the rows with a target pass through the
+    head, so that a long prompt costs no logits.
+    """
+    inputs = dict(batch)
+    targets = take_targets(inputs, shift=not model.config.is_encoder_decoder)
+    assert targets is not None
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=targets)
+    kept = targets != IGNORE
+
+    def narrow(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][kept].unsqueeze(0), *args[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(narrow)
+    try:
+        logits: Tensor = model(**inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits.squeeze(0), targets[kept]

@@ -1,0 +1,301 @@
+"""A run from config to numbers, on tiny models: what it leaves behind, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from tvd_gen.config import load_config
+from tvd_gen.errors import ConfigError, DataError
+from tvd_gen.run import evaluate, generate, plan, train
+
+TINY = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+TINY |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+WORDS = ["red", "green", "blue", "cat", "dog", "bird", "runs", "sleeps", "sings", "loud", "soft"]
+
+
+def text(i, length):
+    return " ".join(WORDS[(i * 7 + j * (1 + i % 3)) % len(WORDS)] for j in range(length))
+
+
+def silent(*_):
+    return None
+
+
+QUIET = {"say": silent, "progress": silent}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Three splits of source and target pairs, targets of uneven lengths."""
+    for split, count in (("train", 40), ("validation", 11), ("test", 9)):
+        rows = [
+            {"source": text(i + len(split), 6 + i % 5), "target": text(i, 1 + i % 4)}
+            for i in range(count)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    return {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")}
+
+
+def config(tmp_path, files, **sections):
+    tree = {
+        "task": "summarization",
+        "objective": {"name": "tailr", "gamma": 0.02, "min_weight": 0.2, "label_smoothing": 0.1},
+        "model": {
+            "architecture": {"model_type": "bart", "max_position_embeddings": 64, **TINY},
+            "tokenizer": {"type": "bpe", "vocab_size": 300},
+        },
+        "data": {"files": files, "max_target_tokens": 12},
+        "training": {
+            "max_steps": 4,
+            "per_device_train_batch_size": 8,
+            "logging_steps": 2,
+            "learning_rate": 1e-3,
+            "use_cpu": True,
+        },
+        "generation": {"num_beams": 1, "max_new_tokens": 6, "no_repeat_ngram_size": 0},
+        "evaluation": {"batch_size": 4},
+    }
+    for name, section in sections.items():
+        tree[name] = section if name in ("task", "model") else tree[name] | section
+    if "max_tokens" in tree["training"]:
+        del tree["training"]["per_device_train_batch_size"]
+    file = tmp_path / "tiny.yaml"
+    file.write_text(json.dumps(tree))
+    return load_config(file)
+
+
+LM = {
+    "task": "language_modeling",
+    "model": {
+        "architecture": {
+            "model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64,
+        },
+        "tokenizer": {"type": "bpe", "vocab_size": 300},
+    },
+    "generation": {},
+}  # fmt: skip
+
+
+def strict_json(text):
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_a_run_folder_has_what_the_design_promises(tmp_path, files):
+    """The stages meet only in the run folder: whatever is missing there is lost."""
+    seen = []
+    run = tmp_path / "runs" / "tiny"
+    settings = config(tmp_path, files)
+    got = train(settings, run, say=silent, progress=lambda *a: seen.append(a[:3]))
+    assert got == run
+    assert load_config(run / "config.yaml") == settings
+    assert {p.name for p in run.iterdir()} >= {"config.yaml", "data.json", "log.jsonl", "model"}
+    assert (run / "model" / "model.safetensors").is_file()
+    assert ("training", 4, 4) in seen
+
+    log = [strict_json(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [2, 4]
+    expected = ["step", "epoch", "loss", "nll", "mean_weight", "share_floored", "accuracy"]
+    expected += ["gamma", "learning_rate", "grad_norm", "tokens_per_second"]
+    assert list(log[0])[: len(expected)] == expected
+
+    data = strict_json((run / "data.json").read_text())
+    assert data["splits"]["train"]["rows_kept"] == 40
+    assert len(data["splits"]["train"]["files"][0]["sha256"]) == 64
+
+    numbers = evaluate(run, **QUIET)
+    assert strict_json((run / "metrics.json").read_text()) == numbers
+    names = {"rouge1", "rouge2", "rougeL", "rougeLsum", "nll", "perplexity", "ece", "distinct_1"}
+    assert names | {"rep_16", "lead_rougeL"} <= set(numbers)
+    assert all(isinstance(value, float) and math.isfinite(value) for value in numbers.values())
+    predictions = [
+        strict_json(line) for line in (run / "predictions.jsonl").read_text().splitlines()
+    ]
+    there = [json.loads(line) for line in Path(files["test"]).read_text().splitlines()]
+    assert [{k: row[k] for k in ("source", "target")} for row in predictions] == there
+
+
+def test_the_order_of_texts_is_kept_whatever_the_batches(tmp_path, files):
+    """Batches go by length; a prediction beside another row's reference would void every score."""
+    run = train(config(tmp_path, files), tmp_path / "run", **QUIET)
+    texts = [text(i, 3 + (i * 5) % 7) for i in range(10)]
+    together = list(generate(run, texts, **QUIET))
+    alone = [next(iter(generate(run, [each], **QUIET))) for each in texts[:4]]
+    assert together[:4] == alone
+
+
+def test_evaluation_numbers_do_not_depend_on_the_batch_size(tmp_path, files):
+    run = train(config(tmp_path, files), tmp_path / "run", **QUIET)
+    one, nine = (evaluate(run, overrides={"evaluation.batch_size": n}, **QUIET) for n in (1, 9))
+    assert one == pytest.approx(nine, rel=1e-5)
+
+
+def test_evaluation_agrees_with_the_trainers_own(tmp_path, files):
+    """nll has two programs, one in training and one in evaluation: they must be one number."""
+    run = train(
+        config(
+            tmp_path,
+            files,
+            training={"eval_strategy": "steps", "eval_steps": 4},
+            evaluation={"split": "validation"},
+        ),
+        tmp_path / "run",
+        **QUIET,
+    )
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    last = next(row for row in log if "eval_nll" in row)
+    numbers = evaluate(run, **QUIET)
+    assert numbers["nll"] == pytest.approx(last["eval_nll"], rel=1e-5)
+    assert numbers["perplexity"] == pytest.approx(last["eval_perplexity"], rel=1e-5)
+
+
+@pytest.mark.parametrize("data", [{"block_size": 16}, {}, {"block_size": 16, "streaming": True}])
+def test_language_models_train_on_blocks_rows_and_streams(tmp_path, files, data):
+    texts = {"files": files, "columns": {"text": "source"}} | data
+    run = train(config(tmp_path, files, **LM, data=texts), tmp_path / "run", **QUIET)
+    numbers = evaluate(run, **QUIET)
+    assert set(numbers) == {"nll", "perplexity", "ece"}
+    assert not (run / "predictions.jsonl").exists()
+
+
+def test_a_decoder_only_model_summarizes_with_a_prompt(tmp_path, files):
+    data = {"files": files, "prompt": "{source} =>"}
+    run = train(
+        config(tmp_path, files, **(LM | {"task": "summarization"}), data=data),
+        tmp_path / "run",
+        **QUIET,
+    )
+    assert "rougeL" in evaluate(run, **QUIET)
+
+
+def test_translation_is_selected_by_generated_bleu_in_budgeted_batches(tmp_path, files):
+    """The published recipe: batches of so many tokens, best checkpoint by BLEU of beam search."""
+    run = train(
+        config(
+            tmp_path,
+            files,
+            task="translation",
+            training={
+                "max_tokens": 64,
+                "predict_with_generate": True,
+                "eval_strategy": "steps",
+                "save_strategy": "steps",
+                "eval_steps": 2,
+                "save_steps": 2,
+                "load_best_model_at_end": True,
+                "metric_for_best_model": "bleu",
+            },
+            generation={"num_beams": 2},
+        ),
+        tmp_path / "run",
+        **QUIET,
+    )
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if "eval_bleu" in row] == [2, 4]
+    assert {"bleu", "chrf", "copy_bleu"} <= set(evaluate(run, **QUIET))
+
+
+def test_a_plan_counts_what_training_does_and_makes_nothing(tmp_path, files):
+    settings = config(tmp_path, files, training={"max_tokens": 64, "num_train_epochs": 2})
+    settings = load_config(tmp_path / "tiny.yaml", {"training.max_steps": None})
+    before = set(tmp_path.rglob("*"))
+    found = plan(settings, **QUIET)
+    assert set(tmp_path.rglob("*")) == before
+    assert found.data["train"]["rows"] == 40
+    assert found.examples[0]["learns"].startswith(text(0, 1))
+    run = train(settings, tmp_path / "run", **QUIET)
+    last = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()][-1]
+    assert found.steps["steps"] == pytest.approx(last["step"], abs=1)
+    assert found.steps["epochs"] == pytest.approx(2.0)
+
+
+def test_frozen_parameters_stay_as_they_are(tmp_path, files):
+    from safetensors.torch import load_file
+
+    runs = []
+    for steps in (1, 4):
+        settings = config(tmp_path, files, training={"max_steps": steps})
+        settings = load_config(tmp_path / "tiny.yaml", {"model.freeze": ["model.encoder.*"]})
+        run = train(settings, tmp_path / f"run{steps}", **QUIET)
+        runs.append(load_file(run / "model" / "model.safetensors"))
+    moved = {name for name in runs[0] if not runs[0][name].equal(runs[1][name])}
+    assert moved
+    assert not any(name.startswith("model.encoder.layers") for name in moved)
+
+
+def test_the_same_config_gives_the_same_model(tmp_path, files):
+    """A result that its own command does not reproduce is no result."""
+    settings = config(tmp_path, files)
+    logs = []
+    for name in ("one", "two"):
+        run = train(settings, tmp_path / name, **QUIET)
+        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        logs.append([{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows])
+        logs[-1].append((run / "model" / "model.safetensors").read_bytes())
+    assert logs[0] == logs[1]
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_run_is_not_written_over(tmp_path, files):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "precious").write_text("a week of work")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config(tmp_path, files), run, **QUIET)
+    assert [p.name for p in run.iterdir()] == ["precious"]
+
+
+def test_bad_rows_stop_the_run_before_it_begins(tmp_path, files):
+    file = Path(files["train"])
+    file.write_text(file.read_text() + '{"source": "red", "target": " "}\n')
+    with pytest.raises(DataError, match=r"train\.jsonl:41"):
+        train(config(tmp_path, files), tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_skipped_rows_are_counted_in_data_json(tmp_path, files):
+    file = Path(files["train"])
+    file.write_text(file.read_text() + '{"source": "red", "target": " "}\n')
+    data = {"files": files, "on_bad_row": "skip"}
+    run = train(config(tmp_path, files, data=data), tmp_path / "run", **QUIET)
+    report = json.loads((run / "data.json").read_text())["splits"]["train"]
+    assert (report["rows_read"], report["rows_kept"], sum(report["bad"].values())) == (41, 40, 1)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (LM | {"task": "summarization", "training": {"predict_with_generate": True,
+            "eval_strategy": "steps"}}, "encoder-decoder"),
+        ({"training": {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True,
+            "save_strategy": "epoch"}}, "training"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_work_are_one_line(tmp_path, files, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        train(config(tmp_path, files, **sections), tmp_path / "run", **QUIET)
+
+
+def test_evaluation_changes_only_what_a_trained_model_leaves_open(tmp_path, files):
+    run = train(config(tmp_path, files), tmp_path / "run", **QUIET)
+    with pytest.raises(ConfigError, match="the model is trained"):
+        evaluate(run, overrides={"objective.gamma": 0.5}, **QUIET)
+    with pytest.raises(ConfigError, match="no such run folder"):
+        evaluate(tmp_path / "nowhere", **QUIET)
+
+
+def test_parquet_trains_like_json_lines(tmp_path, files):
+    rows = {split: Dataset.from_json(file) for split, file in files.items()}
+    parquet = {split: str(tmp_path / f"{split}.parquet") for split in files}
+    for split, data in rows.items():
+        data.to_parquet(parquet[split])
+    losses = []
+    for name, given in (("json", files), ("parquet", parquet)):
+        run = train(config(tmp_path, given), tmp_path / name, **QUIET)
+        losses.append(json.loads((run / "log.jsonl").read_text().splitlines()[-1])["loss"])
+    assert losses[0] == losses[1]

@@ -1,0 +1,176 @@
+"""From a run folder to predictions and numbers."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tvd_gen.calibration import TokenMetrics, score_tokens
+from tvd_gen.config import RunConfig, load_config
+from tvd_gen.data import (
+    Collator,
+    GenerationCollator,
+    LengthSortedBatchSampler,
+    encode_corpus,
+    encode_prompts,
+    load_corpus,
+)
+from tvd_gen.errors import ConfigError
+from tvd_gen.metrics import METRICS, baseline_metrics, text_metrics
+from tvd_gen.models import ModelSpec, load_model
+from tvd_gen.run.folder import RunFolder, write_json, write_lines
+from tvd_gen.run.training import Progress, Say, set_generation
+from tvd_gen.tasks import TASKS
+from tvd_gen.trainer import target_logits
+
+CHANGEABLE = ("generation", "evaluation", "data")
+
+
+def evaluate(
+    run_dir: Path,
+    *,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    say: Say,
+    progress: Progress,
+) -> dict[str, float]:
+    """Score the run's model on a split; writes predictions.jsonl and metrics.json.
+
+    nll, perplexity, accuracy and calibration are of the references under the model, token means;
+    the text metrics are of what it generates, beside those of the task's baseline. `overrides`
+    change the generation, evaluation and data sections. Raises ConfigError, DataError, ModelError.
+    """
+    folder, config, model, tokenizer = _open(run_dir, overrides, say)
+    task, groups = TASKS[config.task], config.evaluation.metrics
+    needs = {METRICS[name].needs if name in METRICS else "pairs" for name in groups}
+    if not task.has_source and needs - {"tokens"}:
+        raise ConfigError(
+            f"evaluation.metrics: {config.task} generates no texts; choose among "
+            f"{', '.join(name for name, group in METRICS.items() if group.needs == 'tokens')}"
+        )
+    split = config.evaluation.split
+    corpus = load_corpus(_limited(config), task.fields, splits=(split,), required=(split,))
+    rows = corpus.splits[split]
+    assert isinstance(rows, Dataset)
+    encoder_decoder = bool(model.config.is_encoder_decoder)
+    encoded = encode_corpus(
+        corpus, task.kind, tokenizer, config.data, encoder_decoder=encoder_decoder
+    )[split]
+    numbers = (
+        token_numbers(config, model, tokenizer, encoded, progress) if "tokens" in needs else {}
+    )
+    if needs - {"tokens"}:
+        # Not the rows that encoding left out: all numbers speak of the same rows.
+        rows = rows.select(sorted(set(encoded["row"])))
+        sources, references = list(rows["source"]), list(rows["target"])
+        outputs = generate_texts(config, model, tokenizer, sources, progress)
+        columns = {"source": sources, "target": references, "prediction": outputs}
+        write_lines(folder.predictions, _rows(columns))
+        numbers = text_metrics(groups, outputs, references) | numbers
+        if task.baseline:
+            numbers |= baseline_metrics(task.baseline, groups, sources, references)
+    write_json(folder.metrics, numbers)
+    return numbers
+
+
+def generate(run_dir: Path, texts: Sequence[str], *, say: Say, progress: Progress) -> Iterator[str]:
+    """The run's model on texts of one's own, in their order."""
+    _, config, model, tokenizer = _open(run_dir, {}, say)
+    yield from generate_texts(config, model, tokenizer, list(texts), progress)
+
+
+def _open(
+    run_dir: Path, overrides: Mapping[str, Any], say: Say
+) -> tuple[RunFolder, RunConfig, PreTrainedModel, PreTrainedTokenizerBase]:
+    folder = RunFolder(Path(run_dir))
+    folder.check_trained()
+    for key in overrides:
+        if key.split(".")[0] not in CHANGEABLE:
+            raise ConfigError(
+                f"--set {key}: the model is trained; only {', '.join(CHANGEABLE)} can change"
+            )
+    config = load_config(folder.config, overrides)
+    spec = ModelSpec(pretrained=str(folder.model), dtype=config.model.dtype)
+    model, tokenizer = load_model(spec, texts=None, seed=config.seed, say=say)
+    set_generation(model, config)
+    return folder, config, model.to(_device()).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def _limited(config: RunConfig) -> Any:
+    """The data section with evaluation.limit on the split, if that is the smaller limit."""
+    split, limit = config.evaluation.split, config.evaluation.limit
+    limits = dict(config.data.limit)
+    if limit is not None:
+        limits[split] = min(limit, limits.get(split, limit))
+    return dataclasses.replace(config.data, limit=limits, streaming=False)
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def token_numbers(
+    config: RunConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Any,
+    progress: Progress,
+) -> dict[str, float]:
+    """What the model makes of the references: the keys of the token groups that are asked for."""
+    collate = Collator(tokenizer.pad_token_id)
+    batches = LengthSortedBatchSampler(encoded["length"], config.evaluation.batch_size)
+    metrics = TokenMetrics()
+    for done, rows in enumerate(batches, start=1):
+        batch = collate([encoded[row] for row in rows])
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        metrics.update(score_tokens(*target_logits(model, inputs)))
+        progress("scoring", done, len(batches), {})
+    asked = [METRICS[name] for name in config.evaluation.metrics if name in METRICS]
+    keys = [key for group in asked if group.needs == "tokens" for key in group.keys]
+    computed = metrics.compute()
+    return {key: computed[key] for key in keys}
+
+
+@torch.no_grad()
+def generate_texts(
+    config: RunConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: list[str],
+    progress: Progress,
+) -> list[str]:
+    """One text for each source, in the sources' order; batches go by length, the longest first."""
+    encoder_decoder = bool(model.config.is_encoder_decoder)
+    prompts = encode_prompts(sources, tokenizer, config.data, encoder_decoder=encoder_decoder)
+    collate = GenerationCollator(tokenizer.pad_token_id, encoder_decoder)
+    batches = LengthSortedBatchSampler([len(ids) for ids in prompts], config.evaluation.batch_size)
+    torch.manual_seed(config.seed)  # sampling repeats itself
+    texts: list[str] = []
+    for done, rows in enumerate(batches, start=1):
+        batch = collate([{"input_ids": prompts[row], "row": row} for row in rows])
+        del batch["row"]
+        texts += _generate_batch(model, tokenizer, batch, encoder_decoder)
+        progress("generating", done, len(batches), {})
+    return batches.restore(texts)
+
+
+def _generate_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: dict[str, Tensor],
+    encoder_decoder: bool,
+) -> list[str]:
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    ids = model.generate(**inputs)  # type: ignore[operator]  # transformers leaves it untyped
+    made = ids if encoder_decoder else ids[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(made, skip_special_tokens=True)]

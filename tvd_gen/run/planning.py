@@ -1,0 +1,128 @@
+"""What a run would do, before it does it."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from tvd_gen.config import RunConfig
+from tvd_gen.data import MaxTokensBatchSampler
+from tvd_gen.models import describe_model
+from tvd_gen.run.training import Prepared, Progress, Say, prepare
+
+IGNORE = -100
+ADAM_NUMBERS = 2  # float32 moments beside each trained parameter
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes, steps, memory and examples of a run. Memory leaves out activations."""
+
+    name: str
+    objective: str
+    data: dict[str, dict[str, Any]]
+    model: dict[str, Any]
+    steps: dict[str, Any]
+    memory_mib: dict[str, float]
+    disk_mib: dict[str, float]
+    examples: list[dict[str, str]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return dataclasses.asdict(self)
+
+
+def plan(config: RunConfig, *, say: Say, progress: Progress) -> Plan:
+    """Read the data, build the model, count; no run folder is made."""
+    prepared = prepare(config, say=say, progress=progress)
+    summary = describe_model(prepared.model)
+    return Plan(
+        name=config.name,
+        objective=str(config.objective.build()[0]),
+        data={name: _counts(report) for name, report in prepared.corpus.report.splits.items()},
+        model=dataclasses.asdict(summary),
+        steps=_steps(prepared),
+        memory_mib=_memory(prepared),
+        disk_mib=_disk(prepared),
+        examples=list(_examples(prepared)),
+    )
+
+
+def _counts(report: Any) -> dict[str, Any]:
+    return {
+        "rows": report.rows_kept,
+        "left_out": report.rows_bad,
+        "cut": dict(report.cut),
+        "tokens": dict(report.tokens),
+        "in_train": report.in_train,
+    }
+
+
+def _steps(prepared: Prepared) -> dict[str, Any]:
+    """Batches, optimizer steps and the share of padding of one process."""
+    training, rows = prepared.config.training, prepared.encoded["train"]
+    given = training.arguments
+    accumulate = given.get("gradient_accumulation_steps", 1)
+    if not isinstance(rows, Dataset):
+        return {"steps": given.get("max_steps"), "epochs": None}
+    lengths = rows["length"]
+    if training.max_tokens is not None:
+        batches = list(
+            MaxTokensBatchSampler(lengths, training.max_tokens, seed=prepared.config.seed)
+        )
+        padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+        per_epoch, padding = len(batches), 1.0 - sum(lengths) / padded
+    else:
+        per_epoch = math.ceil(len(rows) / given.get("per_device_train_batch_size", 8))
+        padding = None  # depends on the order
+    steps_per_epoch = max(math.ceil(per_epoch / accumulate), 1)
+    steps = given.get("max_steps", -1)
+    if steps <= 0:
+        steps = math.ceil(given.get("num_train_epochs", 3.0) * steps_per_epoch)
+    return {
+        "batches_per_epoch": per_epoch,
+        "steps": steps,
+        "epochs": steps / steps_per_epoch,
+        "padding_share": padding,
+    }
+
+
+def _memory(prepared: Prepared) -> dict[str, float]:
+    """What is held through the whole run, on one device."""
+    parameters = [
+        (p.numel(), p.element_size(), p.requires_grad) for p in prepared.model.parameters()
+    ]
+    weights = sum(count * size for count, size, _ in parameters)
+    gradients = sum(count * size for count, size, trained in parameters if trained)
+    return {
+        "weights": weights / 2**20,
+        "gradients": gradients / 2**20,
+        "adam": ADAM_NUMBERS * gradients / 2**20,
+        "sum": (weights + gradients * (1 + ADAM_NUMBERS)) / 2**20,
+    }
+
+
+def _disk(prepared: Prepared) -> dict[str, float]:
+    memory = _memory(prepared)
+    return {"model": memory["weights"], "one_checkpoint": memory["weights"] + memory["adam"]}
+
+
+def _examples(prepared: Prepared, count: int = 3) -> Iterator[dict[str, str]]:
+    """The first rows as the model will see them."""
+    for index, row in enumerate(prepared.encoded["train"]):
+        if index == count:
+            return
+        yield _shown(row, prepared.tokenizer)
+
+
+def _shown(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    learned = [token for token in row["labels"] if token != IGNORE]
+    return {
+        "reads": str(tokenizer.decode(row["input_ids"])),
+        "learns": str(tokenizer.decode(learned)),
+        "tokens": f"{len(row['input_ids'])} read, {len(learned)} learned",
+    }

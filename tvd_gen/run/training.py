@@ -1,0 +1,246 @@
+"""From a config to a run folder with a trained model."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+from datasets import Dataset, IterableDataset
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from tvd_gen.config import RunConfig, dump_config
+from tvd_gen.data import (
+    Collator,
+    Corpus,
+    SplitReport,
+    check_fits,
+    encode_corpus,
+    load_corpus,
+)
+from tvd_gen.errors import ConfigError
+from tvd_gen.metrics import text_metrics
+from tvd_gen.models import describe_model, load_model, save
+from tvd_gen.run.folder import RunFolder, disk_faults, json_line, write_json, write_text
+from tvd_gen.tasks import TASKS
+from tvd_gen.trainer import Seq2SeqObjectiveTrainer
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
+LOGGED = (
+    "step", "epoch", "loss", "nll", "mean_weight", "share_floored", "accuracy", "gamma",
+    "learning_rate", "grad_norm", "tokens_per_second",
+)  # fmt: skip
+"""What comes first in a line of log.jsonl, in this order."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a trainer needs, with nothing written yet."""
+
+    config: RunConfig
+    corpus: Corpus
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    encoded: dict[str, Dataset | IterableDataset]
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether the model reads the source with an encoder."""
+        return bool(self.model.config.is_encoder_decoder)
+
+
+def prepare(config: RunConfig, *, say: Say, progress: Progress) -> Prepared:
+    """Read and check the data, load the model, encode the splits. Writes nothing into a run."""
+    task = TASKS[config.task]
+    corpus = load_corpus(config.data, task.fields, splits=("train", "validation"), seed=config.seed)
+    for split, report in corpus.report.splits.items():
+        say(f"{split}: {report.rows_kept} rows{_remarks(report)}")
+    model, tokenizer = load_model(
+        config.model,
+        texts=corpus.texts("train"),
+        seed=config.seed,
+        say=say,
+        progress=lambda done, total: progress("downloading", done, total, {}),
+    )
+    check_model(config, model)
+    encoder_decoder = bool(model.config.is_encoder_decoder)
+    encoded = encode_corpus(
+        corpus, task.kind, tokenizer, config.data, encoder_decoder=encoder_decoder
+    )
+    summary = describe_model(model)
+    for split, rows in encoded.items():
+        if isinstance(rows, Dataset):
+            check_fits(
+                rows,
+                vocab_size=summary.vocabulary,
+                max_positions=summary.positions,
+                place=corpus.places.get(split),
+            )
+    return Prepared(config, corpus, model, tokenizer, encoded)
+
+
+def _remarks(report: SplitReport) -> str:
+    counts = {"left out": report.rows_bad, "also in train": report.in_train}
+    return "".join(f", {count} {what}" for what, count in counts.items() if count)
+
+
+def check_model(config: RunConfig, model: PreTrainedModel) -> None:
+    """Raise ConfigError where the model cannot do the config's task."""
+    if model.config.is_encoder_decoder:
+        if config.task == "language_modeling":
+            raise ConfigError(
+                f"task: language_modeling needs a decoder-only model, not {model.config.model_type}"
+            )
+    elif config.training.arguments.get("predict_with_generate"):
+        raise ConfigError(
+            "training.predict_with_generate: needs an encoder-decoder model; select on nll, and "
+            "generate with tvd-gen eval"
+        )
+
+
+def arguments(config: RunConfig, folder: Path) -> Seq2SeqTrainingArguments:
+    """The training section as transformers' arguments, with what tvd-gen decides itself."""
+    settings: dict[str, Any] = {"report_to": "none", "logging_steps": 10, "log_level": "error"}
+    settings |= config.training.arguments
+    settings |= {
+        "output_dir": str(folder),
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,
+    }
+    try:
+        return Seq2SeqTrainingArguments(**settings)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+
+
+def make_trainer(
+    prepared: Prepared, folder: RunFolder, progress: Progress
+) -> Seq2SeqObjectiveTrainer:
+    """The trainer of a prepared run, reporting into its folder and to `progress`."""
+    config, model, tokenizer = prepared.config, prepared.model, prepared.tokenizer
+    objective, schedules, label_smoothing = config.objective.build()
+    set_generation(model, config)
+    settings = arguments(config, folder.checkpoints)
+    trainer = Seq2SeqObjectiveTrainer(
+        model,
+        settings,
+        data_collator=Collator(tokenizer.pad_token_id, prepared.encoder_decoder),
+        train_dataset=prepared.encoded["train"],
+        eval_dataset=prepared.encoded.get("validation"),
+        processing_class=tokenizer,
+        compute_metrics=_scorer(config, tokenizer) if settings.predict_with_generate else None,
+        callbacks=[Reporter(folder.log, progress)],
+        objective=objective,
+        schedules=schedules,
+        label_smoothing=label_smoothing,
+        max_tokens=config.training.max_tokens,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def set_generation(model: PreTrainedModel, config: RunConfig) -> None:
+    """Give the model the config's way to generate, so that it is saved with it."""
+    settings = {"max_new_tokens": config.data.max_target_tokens, "use_cache": True}
+    for name, value in (settings | config.generation).items():
+        setattr(model.generation_config, name, value)
+    model.generation_config._from_model_config = False  # or generate() would rebuild it
+
+
+def _scorer(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    def texts(ids: Any) -> list[str]:
+        filled = numpy.where(ids == -100, tokenizer.pad_token_id, ids)
+        return [text.strip() for text in tokenizer.batch_decode(filled, skip_special_tokens=True)]
+
+    def score(prediction: EvalPrediction) -> dict[str, float]:
+        outputs, references = texts(prediction.predictions), texts(prediction.label_ids)
+        return text_metrics(config.evaluation.metrics, outputs, references)
+
+    return score
+
+
+class Reporter(TrainerCallback):
+    """Writes the log's lines and tells how far the run is."""
+
+    def __init__(self, log: Path, progress: Progress) -> None:
+        self.log, self.progress = log, progress
+        self.numbers: dict[str, float] = {}
+        self.evaluated = 0
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
+            return
+        row = {"step": state.global_step, **logs}
+        ordered = {key: row[key] for key in LOGGED if key in row} | row
+        with disk_faults(self.log), self.log.open("a", encoding="utf-8") as file:
+            file.write(json_line(ordered) + "\n")
+        self.numbers = {key: row[key] for key in ("loss", "nll", "eval_nll") if key in row}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.evaluated = 0
+        if state.is_world_process_zero:
+            self.progress("training", state.global_step, state.max_steps, self.numbers)
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        self.evaluated += 1
+        if state.is_world_process_zero and eval_dataloader is not None:
+            self.progress("validating", self.evaluated, len(eval_dataloader), {})
+
+
+def train(config: RunConfig, run_dir: Path, *, say: Say, progress: Progress) -> Path:
+    """Train as the config says; the run folder gets config.yaml, data.json, log.jsonl and model/.
+
+    Data and model are checked before the folder is made. Raises ConfigError where the folder holds
+    a run already, DataError, ModelError, NonFiniteError, DiskError.
+    """
+    folder = RunFolder(Path(run_dir))
+    folder.check_new()
+    prepared = prepare(config, say=say, progress=progress)
+    with disk_faults(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        trainer = make_trainer(prepared, folder, progress)
+        write_text(folder.config, dump_config(config))
+        write_json(folder.data, prepared.corpus.report.as_dict())
+        started = time.monotonic()
+        trainer.train()
+        if not trainer.state.global_step:
+            raise ConfigError("training: no step was made; there are fewer rows than a batch needs")
+        say(f"{trainer.state.global_step} steps in {time.monotonic() - started:.0f} s")
+        write_json(folder.data, prepared.corpus.report.as_dict())  # a stream's counts grow
+        if trainer.is_world_process_zero():
+            prepared.model.config.use_cache = True  # the trainer had switched it off
+            save(prepared.model, prepared.tokenizer, folder.model)
+    return folder.path
