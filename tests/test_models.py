@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import errors
 
 from tvd_gen.errors import DiskError, ModelError
 from tvd_gen.models import (
@@ -320,6 +321,31 @@ def test_without_a_hub_an_unknown_id_says_what_to_do():
     for words in ("facebook/bart-base", "no network in tests", "folder", "hf download", "demo"):
         assert words in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (errors.RepositoryNotFoundError, "no such model"),
+        (errors.GatedRepoError, "licence"),
+        (errors.RevisionNotFoundError, "no revision 'v9'"),
+        (errors.EntryNotFoundError, "no config.json"),
+    ],
+)
+def test_each_no_of_the_hub_is_one_clear_line(answer, words, monkeypatch):
+    """The hub's own messages are pages of addresses and request ids."""
+
+    def refuse(*_args, **_kwargs):
+        raise answer.__new__(answer)
+
+    monkeypatch.setattr("tvd_gen.models.pretrained.get_hf_file_metadata", refuse)
+    message = message_of(pretrained="some/model", revision="v9")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_a_name_that_cannot_be_an_id_is_told():
+    assert "neither a folder nor a hub id" in message_of(pretrained="my model")
 
 
 def test_a_misspelt_smollm_is_recognised():
