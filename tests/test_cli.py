@@ -185,6 +185,20 @@ def test_train_says_what_it_got_and_where(rooms, tmp_path):
     assert (found["step"], found["loss"], found["nll"]) == (20, 2.5, None)
 
 
+def test_only_the_first_process_speaks(rooms, monkeypatch):
+    """Eight ranks that print the same table are eight tables."""
+
+    def train(config, run, *, say, progress):
+        say("x")
+        progress("train", 1, 1, {})
+        return run
+
+    rooms.train = train
+    monkeypatch.setenv("RANK", "1")
+    result = tvd("train", *CONFIG)
+    assert (result.exit_code, result.output) == (0, "")
+
+
 def test_a_run_is_called_by_its_config(rooms):
     asked = []
     rooms.train = lambda config, run, **_: asked.append(run) or run

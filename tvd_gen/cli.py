@@ -130,6 +130,11 @@ def _console(stderr: bool = False) -> "Console":
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """A table on stdout; the cells are plain text, never markup."""
     from rich.table import Table
@@ -147,17 +152,21 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) ->
 
 
 class Screen(AbstractContextManager["Screen"]):
-    """What a command says while it works, on stderr: lines and, on a terminal, progress bars."""
+    """What a command says while it works, on stderr: lines and, on a terminal, progress bars.
+
+    Under torchrun only the first process speaks.
+    """
 
     def __init__(self, seconds_between_lines: float = 10.0) -> None:
         self._console = _console(stderr=True)
+        self._console.quiet = not is_first_process()
         self._pause = seconds_between_lines
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
 
     def __enter__(self) -> "Screen":
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.quiet:
             self._bars = _progress_bars(self._console)
             self._bars.start()
         return self
@@ -301,6 +310,8 @@ def train(
 
     with Screen() as screen:
         folder = run.train(settings, folder, say=screen.say, progress=screen.progress)
+    if not is_first_process():
+        return
     summary = {"run": str(folder), "model": str(folder / "model"), **_last_numbers(folder)}
     if as_json:
         _print_json(summary)
@@ -442,8 +453,10 @@ def plan(config: ConfigOption, overrides: SetOption = None, as_json: JsonOption 
 
 
 def _flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every leaf."""
+    """(dotted name, value) of every leaf that says something."""
     for key, each in value.items():
+        if each is None:
+            continue
         if isinstance(each, Mapping):
             yield from _flat(each, f"{above}{key}.")
         else:

@@ -5,6 +5,7 @@ use for (tags, anchors, several documents) is a fault, as are duplicate keys and
 knows what a config means.
 """
 
+import contextlib
 import io
 import re
 from collections.abc import Iterator
@@ -118,9 +119,8 @@ class _Reader:
 
     def read(self) -> Document:
         try:
-            self.document.value = self.documents()
-        except _Stop:
-            pass  # its fault is noted
+            with contextlib.suppress(_Stop):
+                self.document.value = self.documents()
         except YAMLError as error:
             self.fault((), *_syntax_fault(error))
         return self.document
