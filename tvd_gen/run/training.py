@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 from datasets import Dataset, IterableDataset
 from transformers import (
     EvalPrediction,
@@ -112,7 +113,12 @@ def check_model(config: RunConfig, model: PreTrainedModel) -> None:
 
 def arguments(config: RunConfig, folder: Path) -> Seq2SeqTrainingArguments:
     """The training section as transformers' arguments, with what tvd-gen decides itself."""
-    settings: dict[str, Any] = {"report_to": "none", "logging_steps": 10, "log_level": "error"}
+    settings: dict[str, Any] = {
+        "report_to": "none",
+        "logging_steps": 10,
+        "log_level": "error",
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+    }
     settings |= config.training.arguments
     settings |= {
         "output_dir": str(folder),
