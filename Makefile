@@ -12,6 +12,9 @@ RUN ?= runs/demo-summarization
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Threads that wait by spinning are several times slower on cores that others use too.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: help demo test setup clean
 
 help:
