@@ -1,15 +1,14 @@
 """The run folder: where the stages meet, and how its files are written."""
 
 import errno
-import json
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tvd_gen.errors import ConfigError, DiskError
+from tvd_gen.strict_json import to_json
 
 
 @dataclass(frozen=True)
@@ -45,20 +44,6 @@ class RunFolder:
                 raise ConfigError(f"{self.path}: has no {part.name}; was the training finished?")
 
 
-def strict(value: Any) -> Any:
-    """The value with null for what JSON has no number for (nan, inf)."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: strict(each) for key, each in value.items()}
-    return [strict(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def json_line(value: Any) -> str:
-    """One strict JSON text without a line break."""
-    return json.dumps(strict(value), ensure_ascii=False, allow_nan=False)
-
-
 def write_json(path: Path, value: Any) -> None:
     """A readable, strict JSON file, whole or not at all."""
     write_text(
@@ -68,7 +53,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """A JSON-lines file, whole or not at all."""
-    write_text(path, "".join(f"{json_line(row)}\n" for row in rows))
+    write_text(path, "".join(f"{to_json(row)}\n" for row in rows))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,41 +64,41 @@ def _counts(report: Any) -> dict[str, Any]:
 
 
 def _steps(prepared: Prepared) -> dict[str, Any]:
-    """Batches, optimizer steps and the share of padding of one process."""
-    training, rows = prepared.config.training, prepared.encoded["train"]
-    given = training.arguments
-    accumulate = given.get("gradient_accumulation_steps", 1)
-    if not isinstance(rows, Dataset):
-        return {"steps": given.get("max_steps"), "epochs": None}
-    lengths = rows["length"]
-    if training.max_tokens is not None:
-        batches = list(
-            MaxTokensBatchSampler(lengths, training.max_tokens, seed=prepared.config.seed)
-        )
-        padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
-        per_epoch, padding = len(batches), 1.0 - sum(lengths) / padded
-    else:
-        per_epoch = math.ceil(len(rows) / given.get("per_device_train_batch_size", 8))
-        padding = None  # depends on the order
-    steps_per_epoch = max(math.ceil(per_epoch / accumulate), 1)
-    steps = given.get("max_steps", -1)
+    """Batches and optimizer steps of each process, and the share of padding where it is fixed."""
+    given = prepared.config.training.arguments
+    steps, accumulate = given.get("max_steps", -1), given.get("gradient_accumulation_steps", 1)
+    if not isinstance(prepared.encoded["train"], Dataset):
+        return {"steps": steps, "epochs": None}
+    batches, padding = _batches(prepared)
+    steps_per_epoch = max(math.ceil(batches / accumulate), 1)
     if steps <= 0:
         steps = math.ceil(given.get("num_train_epochs", 3.0) * steps_per_epoch)
     return {
-        "batches_per_epoch": per_epoch,
+        "batches_per_epoch": batches,
         "steps": steps,
         "epochs": steps / steps_per_epoch,
         "padding_share": padding,
     }
 
 
+def _batches(prepared: Prepared) -> tuple[int, float | None]:
+    training, lengths = prepared.config.training, prepared.encoded["train"]["length"]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if training.max_tokens is None:
+        rows = training.arguments.get("per_device_train_batch_size", 8) * processes
+        return math.ceil(len(lengths) / rows), None  # padding depends on the order
+    seed = prepared.config.seed
+    sampler = MaxTokensBatchSampler(lengths, training.max_tokens, seed=seed, processes=processes)
+    batches = list(sampler)
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    return math.ceil(len(batches) / processes), 1.0 - sum(lengths) / padded
+
+
 def _memory(prepared: Prepared) -> dict[str, float]:
     """What is held through the whole run, on one device."""
-    parameters = [
-        (p.numel(), p.element_size(), p.requires_grad) for p in prepared.model.parameters()
-    ]
-    weights = sum(count * size for count, size, _ in parameters)
-    gradients = sum(count * size for count, size, trained in parameters if trained)
+    parameters = list(prepared.model.parameters())
+    weights = sum(p.nbytes for p in parameters)
+    gradients = sum(p.nbytes for p in parameters if p.requires_grad)
     return {
         "weights": weights / 2**20,
         "gradients": gradients / 2**20,

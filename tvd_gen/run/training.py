@@ -33,7 +33,9 @@ from tvd_gen.data import (
 from tvd_gen.errors import ConfigError
 from tvd_gen.metrics import text_metrics
 from tvd_gen.models import describe_model, load_model, save
-from tvd_gen.run.folder import RunFolder, disk_faults, json_line, write_json, write_text
+from tvd_gen.process import is_first_process
+from tvd_gen.run.folder import RunFolder, disk_faults, write_json, write_text
+from tvd_gen.strict_json import to_json
 from tvd_gen.tasks import TASKS
 from tvd_gen.trainer import Seq2SeqObjectiveTrainer
 
@@ -203,7 +205,7 @@ class Reporter(TrainerCallback):
         row = {"step": state.global_step, **logs}
         ordered = {key: row[key] for key in LOGGED if key in row} | row
         with disk_faults(self.log), self.log.open("a", encoding="utf-8") as file:
-            file.write(json_line(ordered) + "\n")
+            file.write(to_json(ordered) + "\n")
         self.numbers = {key: row[key] for key in ("loss", "nll", "eval_nll") if key in row}
 
     def on_step_end(
@@ -233,20 +235,22 @@ def train(config: RunConfig, run_dir: Path, *, say: Say, progress: Progress) -> 
     a run already, DataError, ModelError, NonFiniteError, DiskError.
     """
     folder = RunFolder(Path(run_dir))
-    folder.check_new()
+    if is_first_process():
+        folder.check_new()
     prepared = prepare(config, say=say, progress=progress)
     with disk_faults(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
         trainer = make_trainer(prepared, folder, progress)
-        write_text(folder.config, dump_config(config))
-        write_json(folder.data, prepared.corpus.report.as_dict())
+        if is_first_process():
+            write_text(folder.config, dump_config(config))
+            write_json(folder.data, prepared.corpus.report.as_dict())
         started = time.monotonic()
         trainer.train()
         if not trainer.state.global_step:
             raise ConfigError("training: no step was made; there are fewer rows than a batch needs")
         say(f"{trainer.state.global_step} steps in {time.monotonic() - started:.0f} s")
-        write_json(folder.data, prepared.corpus.report.as_dict())  # a stream's counts grow
-        if trainer.is_world_process_zero():
+        if is_first_process():
+            write_json(folder.data, prepared.corpus.report.as_dict())  # a stream's counts grow
             prepared.model.config.use_cache = True  # the trainer had switched it off
             save(prepared.model, prepared.tokenizer, folder.model)
     return folder.path
