@@ -46,9 +46,7 @@ class RunFolder:
 
 def write_json(path: Path, value: Any) -> None:
     """A readable, strict JSON file, whole or not at all."""
-    write_text(
-        path, json.dumps(strict(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
-    )
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
