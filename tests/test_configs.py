@@ -3,6 +3,8 @@
 import pytest
 
 from tvd_gen.config import configs_folder, dump_config, load_config, shipped_configs
+from tvd_gen.models import TokenizerSpec, train_tokenizer
+from tvd_gen.models.architecture import build_config
 
 PUBLISHED = {  # gamma, min_weight, label smoothing: from the published scripts
     "language_modeling": (1e-7, 0.2, 0.0),
@@ -47,3 +49,15 @@ def test_the_demos_need_no_hub(name):
 
 def test_a_name_is_found_with_and_without_its_ending():
     assert load_config("demo/summarization") == load_config("demo/summarization.yaml")
+
+
+ARCHITECTURES = [name for name in shipped_configs() if load_config(name).model.architecture]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_transformers_knows_every_field_of_a_shipped_architecture(name):
+    """transformers takes an unknown field in silence, and builds another model."""
+    spec = load_config(name).model
+    tokenizer = train_tokenizer(TokenizerSpec(vocab_size=300), ["some text", "and more"])
+    config = build_config(spec.architecture, tokenizer)
+    assert config.model_type == spec.architecture["model_type"]
