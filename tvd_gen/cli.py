@@ -366,8 +366,10 @@ def _print_metrics(folder: Path, numbers: Mapping[str, float]) -> None:
         (key, numbers[key], *(numbers.get(f"{name}_{key}", "") for name in present)) for key in own
     ]
     _table(f"{folder}", ("metric", "model", *present), rows)
-    files = f"{folder / 'metrics.json'}, {folder / 'predictions.jsonl'}"
-    _write(sys.stdout, clean(f"written: {files}"))
+    written = [folder / name for name in ("metrics.json", "predictions.jsonl")]
+    _write(
+        sys.stdout, clean(f"written: {', '.join(str(file) for file in written if file.exists())}")
+    )
 
 
 @app.command()
