@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tvd_gen
-from tvd_gen.cli import Screen, app, clean, number, strict_json
+from tvd_gen.cli import Screen, app, clean, number
 from tvd_gen.errors import CheckpointError, ConfigError, DataError, DiskError, NonFiniteError
 
 ROOT = Path(tvd_gen.__path__[0]).parent
@@ -296,7 +296,3 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
 )  # fmt: skip
 def test_numbers_are_short(value, text):
     assert number(value) == text
-
-
-def test_json_holds_no_nan():
-    assert strict_json({"a": [float("inf"), (1.0, float("nan"))]}) == {"a": [None, [1.0, None]]}

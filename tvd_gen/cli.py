@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TextIO, T
 import typer
 
 from tvd_gen.errors import ConfigError, DataError, TvdGenError
+from tvd_gen.strict_json import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,22 +84,8 @@ def clean(text: object) -> str:
     return _CONTROL.sub("", str(text))
 
 
-def strict_json(value: Any) -> Any:
-    """The value with nan and infinity as null, which JSON has no numbers for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): strict_json(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict_json(each) for each in value]
-    return value
-
-
-def _print_json(value: Any, indent: int | None = 2) -> None:
-    text = json.dumps(
-        strict_json(value), allow_nan=False, ensure_ascii=False, indent=indent, default=str
-    )
-    _write(sys.stdout, text)
+def _print_json(value: Any) -> None:
+    _write(sys.stdout, to_json(value, indent=2))
 
 
 def _write(stream: TextIO, text: str) -> None:
@@ -408,7 +395,7 @@ def generate(
 
 def _row(source: str, text: str, as_json: bool) -> str:
     if as_json:
-        return json.dumps({"source": source, "prediction": text}, ensure_ascii=False)
+        return to_json({"source": source, "prediction": text})
     return " ".join(text.splitlines())
 
 
