@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TextIO, T
 import typer
 
 from tvd_gen.errors import ConfigError, DataError, TvdGenError
+from tvd_gen.process import is_first_process
 from tvd_gen.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -115,11 +116,6 @@ def _console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that speaks, of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
