@@ -54,7 +54,6 @@ def config(tmp_path, files, **sections):
             "per_device_train_batch_size": 8,
             "logging_steps": 2,
             "learning_rate": 1e-3,
-            "use_cpu": True,
         },
         "generation": {"num_beams": 1, "max_new_tokens": 6, "no_repeat_ngram_size": 0},
         "evaluation": {"batch_size": 4},
@@ -236,6 +235,18 @@ def test_the_same_config_gives_the_same_model(tmp_path, files):
         logs.append([{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows])
         logs[-1].append((run / "model" / "model.safetensors").read_bytes())
     assert logs[0] == logs[1]
+
+
+def test_bf16_without_hardware_for_it_is_float32_and_says_so(tmp_path, files, monkeypatch):
+    """On such a processor bf16 is several times slower; a change of precision must be told."""
+    from tvd_gen.run import training
+
+    settings = config(tmp_path, files, training={"bf16": True})
+    for has in (True, False):
+        monkeypatch.setattr(training, "_has_bf16", lambda has=has: has)
+        lines = []
+        assert training.arguments(settings, tmp_path, lines.append).bf16 is has
+        assert any("float32" in line for line in lines) is not has
 
 
 # -- what is refused ----------------------------------------------------------------------------

@@ -113,15 +113,22 @@ def check_model(config: RunConfig, model: PreTrainedModel) -> None:
         )
 
 
-def arguments(config: RunConfig, folder: Path) -> Seq2SeqTrainingArguments:
+def arguments(config: RunConfig, folder: Path, say: Say) -> Seq2SeqTrainingArguments:
     """The training section as transformers' arguments, with what tvd-gen decides itself."""
+    accelerated = torch.accelerator.is_available()
     settings: dict[str, Any] = {
         "report_to": "none",
         "logging_steps": 10,
         "log_level": "error",
-        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "use_cpu": not accelerated,  # without an accelerator, bf16 wants it said
+        "dataloader_pin_memory": accelerated,
     }
     settings |= config.training.arguments
+    if settings["use_cpu"] and settings.get("bf16") and not _has_bf16():
+        say(
+            "bf16: this processor has no instructions for it; float32 is used, which is faster here"
+        )
+        settings["bf16"] = False
     settings |= {
         "output_dir": str(folder),
         "seed": config.seed,
@@ -136,14 +143,19 @@ def arguments(config: RunConfig, folder: Path) -> Seq2SeqTrainingArguments:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
 
 
+def _has_bf16() -> bool:
+    """Whether products in bf16 are faster than in float32 on this processor."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def make_trainer(
-    prepared: Prepared, folder: RunFolder, progress: Progress
+    prepared: Prepared, folder: RunFolder, say: Say, progress: Progress
 ) -> Seq2SeqObjectiveTrainer:
     """The trainer of a prepared run, reporting into its folder and to `progress`."""
     config, model, tokenizer = prepared.config, prepared.model, prepared.tokenizer
     objective, schedules, label_smoothing = config.objective.build()
     set_generation(model, config)
-    settings = arguments(config, folder.checkpoints)
+    settings = arguments(config, folder.checkpoints, say)
     trainer = Seq2SeqObjectiveTrainer(
         model,
         settings,
@@ -240,7 +252,7 @@ def train(config: RunConfig, run_dir: Path, *, say: Say, progress: Progress) -> 
     prepared = prepare(config, say=say, progress=progress)
     with disk_faults(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
-        trainer = make_trainer(prepared, folder, progress)
+        trainer = make_trainer(prepared, folder, say, progress)
         if is_first_process():
             write_text(folder.config, dump_config(config))
             write_json(folder.data, prepared.corpus.report.as_dict())
