@@ -273,6 +273,8 @@ def test_a_fault_of_an_override_is_said_with_the_override(faults):
     """The file is right; its line would mislead."""
     (line,) = faults(GOOD, "objective.gamma=3")
     assert line == "--set objective.gamma=3: objective.gamma: must lie in [0, 1], got 3"
+    (line,) = faults(GOOD, "objective={name: tailr, gamma: 3}")
+    assert line.startswith("--set objective={name: tailr, gamma: 3}: objective.gamma: must lie")
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "- a\n- b\n", "just text", "null"])
@@ -453,7 +455,7 @@ def put(tree, path, value):
         if not isinstance(tree.get(key), dict):
             return
         tree = tree[key]
-    tree[path[-1]] = value
+    tree[path[-1]] = copy.deepcopy(value)
 
 
 mutations = st.lists(

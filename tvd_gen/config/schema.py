@@ -19,16 +19,12 @@ from tvd_gen.config.generation import check_generation, generation_model, with_d
 from tvd_gen.config.objective import ObjectiveConfig
 from tvd_gen.config.training import TrainingSpec
 from tvd_gen.data.spec import DataSpec
-from tvd_gen.models.spec import ModelSpec, TokenizerSpec
+from tvd_gen.models.spec import ModelSpec
 from tvd_gen.tasks import TASKS
 
 STRICT = ConfigDict(frozen=True, extra="forbid")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Split = Literal["train", "validation", "test"]
-
-for _spec in (DataSpec, ModelSpec, TokenizerSpec):
-    # pydantic reads this from a plain dataclass; without it unknown keys pass in silence
-    type.__setattr__(_spec, "__pydantic_config__", STRICT)
 
 
 def _metric_name(given: Any) -> Any:
