@@ -64,7 +64,7 @@ def _dense(hidden, weight, targets, objective, *, bias=None, scale=1.0, softcap=
 
 def _gradients(loss, hidden, weight, options, upstream=0.37):
     leaves = [hidden, weight] + ([options["bias"]] if "bias" in options else [])
-    return torch.autograd.grad(loss * upstream, leaves)
+    return torch.autograd.grad(loss, leaves, torch.full_like(loss, upstream))
 
 
 def _double(hidden, weight, options):
@@ -111,6 +111,34 @@ def test_the_chunked_head_is_no_less_exact_than_the_plain_path(objective, option
     ulp = torch.finfo(dtype).eps
     for plain, ours in zip(errors["plain"], errors["chunked"], strict=True):
         assert ours <= plain + ulp, errors
+
+
+@pytest.mark.parametrize("upstream", [1 / 700, 2.0**14 / 700])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_weights_survive_half_precision_and_a_loss_scale(dtype, upstream):
+    """Gradients made in forward are made before the loss scale: fp16 would flush them to 0."""
+    make = torch.Generator().manual_seed(0)
+    hidden = torch.randn(64, 24, generator=make).to(dtype).requires_grad_()
+    weight = (torch.randn(5000, 24, generator=make) * 0.3).to(dtype).requires_grad_()
+    targets = torch.randint(5000, (64,), generator=make)
+    objective = TaiLr(1.0)  # weight p, about 1 / 5000
+    wide_hidden, wide_weight, _ = _double(hidden, weight, {})
+    truth = _dense(wide_hidden, wide_weight, targets, objective)
+    exact = _gradients(truth, wide_hidden, wide_weight, {}, upstream)
+    out = linear_objective_loss(hidden, weight, targets, objective)
+    ours = _gradients(out.loss, hidden, weight, {}, upstream)
+    plain = _gradients(_dense(hidden, weight, targets, objective), hidden, weight, {}, upstream)
+    for got, dense, right in zip(ours, plain, exact, strict=True):
+        assert torch.isfinite(got).all()
+        assert _error(got, right) <= _error(dense, right) + torch.finfo(dtype).eps
+
+
+def test_the_loss_may_be_divided_in_place():
+    hidden, weight, targets, _ = _inputs(torch.float32, {})
+    out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1))
+    loss = out.loss
+    loss /= out.tokens
+    loss.backward()
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
@@ -211,6 +239,8 @@ def test_a_users_own_objective_needs_only_a_loss():
     loss = linear_objective_loss(hidden, weight, targets, _Squared()).loss
     got, expected = (_gradients(x, hidden, weight, {}) for x in (loss, truth))
     torch.testing.assert_close(got, expected)
+    with torch.inference_mode():
+        linear_objective_loss(hidden, weight, targets, _Squared())
 
 
 def test_no_tensor_of_rows_by_vocabulary_is_made():

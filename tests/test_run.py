@@ -5,11 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 
 from tvd_gen.config import load_config
-from tvd_gen.errors import ConfigError, DataError
-from tvd_gen.run import evaluate, generate, plan, train
+from tvd_gen.errors import ConfigError, DataError, NonFiniteError
+from tvd_gen.run import evaluate, evaluation, generate, plan, train
 
 TINY = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
 TINY |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
@@ -117,13 +118,93 @@ def test_a_run_folder_has_what_the_design_promises(tmp_path, files):
     assert [{k: row[k] for k in ("source", "target")} for row in predictions] == there
 
 
-def test_the_order_of_texts_is_kept_whatever_the_batches(tmp_path, files):
-    """Batches go by length; a prediction beside another row's reference would void every score."""
+def _echo(model, tokenizer, batch, encoder_decoder):
+    """Stands for a model that says what it reads."""
+    return [t.strip() for t in tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)]
+
+
+def test_predictions_stay_beside_their_own_rows(tmp_path, files, monkeypatch):
+    """Batches go by length and rows are left out; one row's slip would void every score."""
+    rows = [json.loads(line) for line in Path(files["test"]).read_text().splitlines()]
+    rows[3]["source"], rows[6]["source"] = " ", text(1, 40)  # bad; over the limit
+    Path(files["test"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"files": files, "on_bad_row": "skip", "too_long": "skip", "max_source_tokens": 30}
+    run = train(config(tmp_path, files, data=data), tmp_path / "run", **QUIET)
+    monkeypatch.setattr(evaluation, "_generate_batch", _echo)
+    lines = []
+    numbers = evaluate(run, say=lines.append, progress=silent)
+    kept = [row for i, row in enumerate(rows) if i not in (3, 6)]
+    read = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert read == [{**row, "prediction": row["source"]} for row in kept]
+    assert numbers["rows"] == 7
+    assert numbers["lead_rougeL"] == pytest.approx(numbers["rougeL"])  # one sentence: all of it
+    assert any("2 left out" in line for line in lines)
+    report = json.loads((run / "evaluation.json").read_text())
+    assert report["splits"]["test"]["rows_kept"] == 7
+    assert list(generate(run, [row["source"] for row in kept], **QUIET)) == [
+        row["source"] for row in kept
+    ]
+
+
+def test_a_decoders_output_is_what_comes_after_the_prompt(tmp_path, files):
+    run = train(
+        config(tmp_path, files, **(LM | {"task": "summarization"})), tmp_path / "run", **QUIET
+    )
+    _, _, model, tokenizer = evaluation._open(run, {}, silent)
+    said = tokenizer(" dog", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    model.generate = lambda input_ids, **_: torch.cat([input_ids, said], dim=1)
+    batch = {"input_ids": tokenizer("red cat", return_tensors="pt")["input_ids"]}
+    assert evaluation._generate_batch(model, tokenizer, batch, False) == ["dog"]
+    assert model.config.use_cache
+
+
+def test_sampling_repeats_itself_and_follows_the_seed(tmp_path, files):
+    sampling = {"do_sample": True, "top_k": 0}
+    run = train(config(tmp_path, files, generation=sampling), tmp_path / "run", **QUIET)
+    texts = [text(i, 5) for i in range(6)]
+    one, two = (list(generate(run, texts, **QUIET)) for _ in range(2))
+    assert one == two
+
+
+def test_older_predictions_do_not_stay_beside_newer_numbers(tmp_path, files):
     run = train(config(tmp_path, files), tmp_path / "run", **QUIET)
-    texts = [text(i, 3 + (i * 5) % 7) for i in range(10)]
-    together = list(generate(run, texts, **QUIET))
-    alone = [next(iter(generate(run, [each], **QUIET))) for each in texts[:4]]
-    assert together[:4] == alone
+    evaluate(run, **QUIET)
+    changes = {"evaluation.metrics": ["perplexity"], "evaluation.split": "validation"}
+    evaluate(run, overrides=changes, **QUIET)
+    assert not (run / "predictions.jsonl").exists()
+
+
+def test_a_tokenizer_that_lower_cases_is_scored_in_lower_case(tmp_path, files, monkeypatch):
+    """Else a perfect model would have no word right."""
+    model = {
+        "architecture": {"model_type": "bart", "max_position_embeddings": 64, **TINY},
+        "tokenizer": {"type": "bpe", "vocab_size": 300, "lowercase": True},
+    }
+    rows = [json.loads(line) for line in Path(files["test"]).read_text().splitlines()]
+    rows = [{"source": row["source"], "target": row["source"].upper()} for row in rows]
+    Path(files["test"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = train(
+        config(tmp_path, files, model=model, data={"files": files, "max_target_tokens": 60}),
+        tmp_path / "run",
+        **QUIET,
+    )
+    monkeypatch.setattr(evaluation, "_generate_batch", _echo)
+    assert evaluate(run, overrides={"evaluation.metrics": ["bleu"]}, **QUIET)["bleu"] > 99
+
+
+@pytest.mark.parametrize("read", [3, 70])
+def test_texts_that_do_not_fit_the_model_are_one_line(tmp_path, files, read):
+    """Past its positions a model stops with an index error, on a GPU with a device assert."""
+    run = train(config(tmp_path, files), tmp_path / "run", **QUIET)
+    wanted = {"generation.max_new_tokens": 65 if read < 64 else 6, "data.max_source_tokens": 500}
+    with pytest.raises(ConfigError, match="64 positions"):
+        list(generate(run, [text(0, read)], overrides=wanted, **QUIET))
+
+
+def test_a_language_model_of_the_run_goes_on_writing(tmp_path, files):
+    texts = {"files": files, "columns": {"text": "source"}, "block_size": 16}
+    run = train(config(tmp_path, files, **LM, data=texts), tmp_path / "run", **QUIET)
+    assert len(list(generate(run, ["red cat"], **QUIET))) == 1
 
 
 def test_evaluation_numbers_do_not_depend_on_the_batch_size(tmp_path, files):
@@ -156,7 +237,7 @@ def test_language_models_train_on_blocks_rows_and_streams(tmp_path, files, data)
     texts = {"files": files, "columns": {"text": "source"}} | data
     run = train(config(tmp_path, files, **LM, data=texts), tmp_path / "run", **QUIET)
     numbers = evaluate(run, **QUIET)
-    assert set(numbers) == {"nll", "perplexity", "ece"}
+    assert set(numbers) == {"nll", "perplexity", "ece", "rows"}
     assert not (run / "predictions.jsonl").exists()
 
 
@@ -285,11 +366,41 @@ def test_skipped_rows_are_counted_in_data_json(tmp_path, files):
             "eval_strategy": "steps"}}, "encoder-decoder"),
         ({"training": {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True,
             "save_strategy": "epoch"}}, "training"),
+        ({"training": {"lr_scheduler_type": "cosine_with_min_lr"}}, "training"),
+        (LM | {"data": {"streaming": True, "block_size": 16, "columns": {"text": "source"}},
+            "training": {"max_tokens": 64}}, "streaming"),
+        ({"model": {"architecture": {"model_type": "bert", "hidden_size": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+            "tokenizer": {"vocab_size": 300}}}, "is_decoder"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_one_line(tmp_path, files, sections, message):
     with pytest.raises(ConfigError, match=message):
         train(config(tmp_path, files, **sections), tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()  # or the next try would find it taken
+
+
+def test_the_log_knows_how_the_run_ended(tmp_path, files):
+    run = train(config(tmp_path, files, training={"max_steps": 5}), tmp_path / "run", **QUIET)
+    steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 5]
+
+
+def test_a_run_that_diverges_after_its_last_log_keeps_no_model(tmp_path, files):
+    wild = {"learning_rate": 90.0, "max_grad_norm": 0, "optim": "sgd", "max_steps": 30}
+    settings = config(tmp_path, files, training={**wild, "logging_steps": 50})
+    with pytest.raises(NonFiniteError):
+        train(settings, tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_run_of_relative_files_is_evaluated_from_anywhere(tmp_path, files, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    near = {split: Path(file).name for split, file in files.items()}
+    run = train(config(tmp_path, near), tmp_path / "run", **QUIET)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate(run, **QUIET)["rows"] == 9
 
 
 def test_evaluation_changes_only_what_a_trained_model_leaves_open(tmp_path, files):

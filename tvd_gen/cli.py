@@ -367,6 +367,7 @@ def generate(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="One text a line; default: stdout."),
     ] = None,
+    overrides: SetOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Write JSON lines, with the sources beside the texts.")
     ] = False,
@@ -377,7 +378,13 @@ def generate(
 
     with Screen() as screen:
         made = (
-            run.generate(run_folder, texts, say=screen.say, progress=screen.progress)
+            run.generate(
+                run_folder,
+                texts,
+                overrides=_pairs(overrides),
+                say=screen.say,
+                progress=screen.progress,
+            )
             if texts
             else ()
         )

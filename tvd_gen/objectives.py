@@ -51,8 +51,8 @@ class TokenObjective(ABC):
 
     def weight(self, logp: Tensor) -> Tensor:
         """(N,) -> (N,) -dloss/dlogp: what multiplies cross-entropy's gradient."""
-        with torch.enable_grad():
-            leaf = logp.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = logp.detach().clone().requires_grad_()
             (slope,) = torch.autograd.grad(self.loss(leaf).sum(), leaf)
         return -slope
 

@@ -83,13 +83,8 @@ class _ChunkedHead(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             inputs = (hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
             sums, grads = _run(*inputs, targets, token_weights, setting, wanted)
-        originals = (hidden, weight, bias)
-        ctx.save_for_backward(
-            *(
-                None if g is None or x is None else g.to(x.dtype)
-                for g, x in zip(grads, originals, strict=True)
-            )
-        )
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         ctx.mark_non_differentiable(*sums[1:])
         ctx.set_materialize_grads(False)
         return sums
@@ -99,7 +94,11 @@ class _ChunkedHead(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_loss is None:
             return (None,) * 6
-        grads = (None if g is None else g * grad_loss.to(g.dtype) for g in ctx.saved_tensors)
+        # In grad_loss's own float32: rounded to bf16, 1 / tokens is off by up to 0.4 percent.
+        grads = (
+            None if g is None else (g.to(grad_loss.dtype) * grad_loss).to(dtype)
+            for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
         return (*grads, None, None, None)
 
 
@@ -115,7 +114,10 @@ def _run(
     """All chunks: the six sums of LossOutput, and the gradients that are wanted."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     sums = torch.zeros(6, dtype=wide, device=hidden.device)
-    grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+    # A loss scale comes in backward, too late for what fp16 has flushed to 0 by then.
+    narrow = torch.float32 if hidden.dtype == torch.float16 else hidden.dtype
+    factors = (hidden.to(narrow), weight.to(narrow)) if any(wanted) else (hidden, weight)
+    grad_hidden = torch.empty_like(hidden, dtype=narrow) if wanted[0] else None
     # float32 even for bf16: the sum over chunks would lose what each chunk adds.
     grad_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
     grad_bias = torch.zeros_like(bias, dtype=wide) if wanted[2] and bias is not None else None
@@ -129,14 +131,15 @@ def _run(
         sums += chunk_sums
         if not any(wanted):
             continue
-        slope = _slope_in_place(logits, targets[rows], *coefficients, setting).to(hidden.dtype)
+        slope = _slope_in_place(logits, targets[rows], *coefficients, setting).to(narrow)
         if grad_hidden is not None:
-            torch.mm(slope, weight, out=grad_hidden[rows])
+            torch.mm(slope, factors[1], out=grad_hidden[rows])
         if grad_weight is not None:
-            _add_product(grad_weight, slope.T, hidden[rows])
+            _add_product(grad_weight, slope.T, factors[0][rows])
         if grad_bias is not None:
             grad_bias += slope.sum(0, dtype=wide)
-    return tuple(sums.unbind()), (grad_hidden, grad_weight, grad_bias)
+    # Not views of one tensor: a caller may divide the loss in place.
+    return tuple(value.clone() for value in sums.unbind()), (grad_hidden, grad_weight, grad_bias)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

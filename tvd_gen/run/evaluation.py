@@ -23,9 +23,9 @@ from tvd_gen.data import (
 )
 from tvd_gen.errors import ConfigError
 from tvd_gen.metrics import METRICS, baseline_metrics, text_metrics
-from tvd_gen.models import ModelSpec, load_model
+from tvd_gen.models import ModelSpec, describe_model, load_model
 from tvd_gen.run.folder import RunFolder, write_json, write_lines
-from tvd_gen.run.training import Progress, Say, set_generation
+from tvd_gen.run.training import Progress, Say, remarks, set_generation
 from tvd_gen.tasks import TASKS
 from tvd_gen.trainer import target_logits
 
@@ -61,6 +61,8 @@ def evaluate(
     encoded = encode_corpus(
         corpus, task.kind, tokenizer, config.data, encoder_decoder=encoder_decoder
     )[split]
+    say(f"{split}: {len(rows)} rows{remarks(corpus.report.splits[split])}")
+    folder.predictions.unlink(missing_ok=True)  # or those of an older evaluation would stay
     numbers = (
         token_numbers(config, model, tokenizer, encoded, progress) if "tokens" in needs else {}
     )
@@ -71,16 +73,39 @@ def evaluate(
         outputs = generate_texts(config, model, tokenizer, sources, progress)
         columns = {"source": sources, "target": references, "prediction": outputs}
         write_lines(folder.predictions, _rows(columns))
+        if lowercases(tokenizer):
+            say("the tokenizer lower-cases; so are the references and the baseline, to be scored")
+            sources, references = ([text.lower() for text in x] for x in (sources, references))
         numbers = text_metrics(groups, outputs, references) | numbers
         if task.baseline:
             numbers |= baseline_metrics(task.baseline, groups, sources, references)
+    numbers["rows"] = float(len(rows))
     write_json(folder.metrics, numbers)
+    write_json(folder.evaluation, _settings(config) | corpus.report.as_dict())
     return numbers
 
 
-def generate(run_dir: Path, texts: Sequence[str], *, say: Say, progress: Progress) -> Iterator[str]:
-    """The run's model on texts of one's own, in their order."""
-    _, config, model, tokenizer = _open(run_dir, {}, say)
+def lowercases(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text comes back from its ids in lower case."""
+    return "Aa" not in str(tokenizer.decode(tokenizer("Aa", add_special_tokens=False)["input_ids"]))
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What the numbers hang on, beside the model."""
+    sections = config.model_dump(mode="json", exclude_none=True)
+    return {name: sections[name] for name in CHANGEABLE} | {"seed": config.seed}
+
+
+def generate(
+    run_dir: Path,
+    texts: Sequence[str],
+    *,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    say: Say,
+    progress: Progress,
+) -> Iterator[str]:
+    """The run's model on texts of one's own, in their order; `overrides` as for `evaluate`."""
+    _, config, model, tokenizer = _open(run_dir, overrides, say)
     yield from generate_texts(config, model, tokenizer, list(texts), progress)
 
 
@@ -159,9 +184,24 @@ def generate_texts(
     for done, rows in enumerate(batches, start=1):
         batch = collate([{"input_ids": prompts[row], "row": row} for row in rows])
         del batch["row"]
+        _check_room(model, batch["input_ids"].shape[1])
         texts += _generate_batch(model, tokenizer, batch, encoder_decoder)
         progress("generating", done, len(batches), {})
     return batches.restore(texts)
+
+
+def _check_room(model: PreTrainedModel, read: int) -> None:
+    """Raise ConfigError where what is read or written runs over the model's positions."""
+    positions, wanted = describe_model(model).positions, model.generation_config.max_new_tokens
+    if positions is None:
+        return
+    left = positions - (0 if model.config.is_encoder_decoder else read)
+    if read > positions or wanted > left:
+        raise ConfigError(
+            f"generation.max_new_tokens: {wanted} after {read} tokens read, and the model has "
+            f"{positions} positions; set it to {max(left, 0)} or less, or lower "
+            "data.max_source_tokens"
+        )
 
 
 def _generate_batch(

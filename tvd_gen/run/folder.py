@@ -1,6 +1,7 @@
 """The run folder: where the stages meet, and how its files are written."""
 
 import errno
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class RunFolder:
     model = property(lambda self: self.path / "model")
     predictions = property(lambda self: self.path / "predictions.jsonl")
     metrics = property(lambda self: self.path / "metrics.json")
+    evaluation = property(lambda self: self.path / "evaluation.json")
 
     def check_new(self) -> None:
         """Raise ConfigError where a run would write over another one."""
@@ -34,6 +36,11 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path}: holds a run already; choose another --output, or remove the folder"
             )
+
+    def discard(self) -> None:
+        """Remove a folder in which no step was made: the next try must find it free."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
 
     def check_trained(self) -> None:
         """Raise ConfigError where there is no finished model."""
@@ -62,12 +69,18 @@ def write_text(path: Path, text: str) -> None:
         staged.replace(path)
 
 
+_UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+
+
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
     """A full or read-only disk as a DiskError that names the path."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno in _UNWRITABLE:
             raise DiskError(f"{path}: cannot be written: {error.strerror}") from error
         raise

@@ -1,7 +1,9 @@
 """From a config to a run folder with a trained model."""
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from tvd_gen.process import is_first_process
 from tvd_gen.run.folder import RunFolder, disk_faults, write_json, write_text
 from tvd_gen.strict_json import to_json
 from tvd_gen.tasks import TASKS
-from tvd_gen.trainer import Seq2SeqObjectiveTrainer
+from tvd_gen.trainer import Seq2SeqObjectiveTrainer, check_finite
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
@@ -46,6 +48,17 @@ LOGGED = (
     "learning_rate", "grad_norm", "tokens_per_second",
 )  # fmt: skip
 """What comes first in a line of log.jsonl, in this order."""
+
+
+@torch.no_grad()
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether a position's logits do not hang on the tokens after it."""
+    size = describe_model(model).vocabulary
+    rows = torch.tensor([[3, 4, 5, 6], [3, 4, 5, 7]], device=model.device) % size
+    training, runs = model.training, model.train(False)
+    first, second = runs(input_ids=rows, use_cache=False).logits[:, 0].float()
+    model.train(training)
+    return torch.allclose(first, second, rtol=1e-2, atol=1e-4)
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,12 @@ def prepare(config: RunConfig, *, say: Say, progress: Progress) -> Prepared:
     task = TASKS[config.task]
     corpus = load_corpus(config.data, task.fields, splits=("train", "validation"), seed=config.seed)
     for split, report in corpus.report.splits.items():
-        say(f"{split}: {report.rows_kept} rows{_remarks(report)}")
+        say(f"{split}: {report.rows_kept} rows{remarks(report)}")
+    if config.evaluation.split not in corpus.splits:
+        say(
+            f"there is no {config.evaluation.split} split: tvd-gen eval will need "
+            "--set evaluation.split=..."
+        )
     model, tokenizer = load_model(
         config.model,
         texts=corpus.texts("train"),
@@ -94,18 +112,26 @@ def prepare(config: RunConfig, *, say: Say, progress: Progress) -> Prepared:
     return Prepared(config, corpus, model, tokenizer, encoded)
 
 
-def _remarks(report: SplitReport) -> str:
+def remarks(report: SplitReport) -> str:
+    """What is worth saying of a split's rows; nothing where all is well."""
     counts = {"left out": report.rows_bad, "also in train": report.in_train}
     return "".join(f", {count} {what}" for what, count in counts.items() if count)
 
 
 def check_model(config: RunConfig, model: PreTrainedModel) -> None:
     """Raise ConfigError where the model cannot do the config's task."""
+    if config.training.max_tokens is not None and config.data.streaming:
+        raise ConfigError("training.max_tokens: needs all rows' lengths; not with data.streaming")
     if model.config.is_encoder_decoder:
         if config.task == "language_modeling":
             raise ConfigError(
                 f"task: language_modeling needs a decoder-only model, not {model.config.model_type}"
             )
+    elif not is_causal(model):
+        raise ConfigError(
+            f"model: {type(model).__name__} sees the tokens it is to predict; set is_decoder: true "
+            "in its config, or take a decoder-only model"
+        )
     elif config.training.arguments.get("predict_with_generate"):
         raise ConfigError(
             "training.predict_with_generate: needs an encoder-decoder model; select on nll, and "
@@ -137,10 +163,8 @@ def arguments(config: RunConfig, folder: Path, say: Say) -> Seq2SeqTrainingArgum
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,
     }
-    try:
+    with config_faults():
         return Seq2SeqTrainingArguments(**settings)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
 
 
 def _has_bf16() -> bool:
@@ -156,27 +180,40 @@ def make_trainer(
     objective, schedules, label_smoothing = config.objective.build()
     set_generation(model, config)
     settings = arguments(config, folder.checkpoints, say)
-    trainer = Seq2SeqObjectiveTrainer(
-        model,
-        settings,
-        data_collator=Collator(tokenizer.pad_token_id, prepared.encoder_decoder),
-        train_dataset=prepared.encoded["train"],
-        eval_dataset=prepared.encoded.get("validation"),
-        processing_class=tokenizer,
-        compute_metrics=_scorer(config, tokenizer) if settings.predict_with_generate else None,
-        callbacks=[Reporter(folder.log, progress)],
-        objective=objective,
-        schedules=schedules,
-        label_smoothing=label_smoothing,
-        max_tokens=config.training.max_tokens,
-    )
+    with config_faults():
+        trainer = Seq2SeqObjectiveTrainer(
+            model,
+            settings,
+            data_collator=Collator(tokenizer.pad_token_id, prepared.encoder_decoder),
+            train_dataset=prepared.encoded["train"],
+            eval_dataset=prepared.encoded.get("validation"),
+            processing_class=tokenizer,
+            compute_metrics=_scorer(config, tokenizer) if settings.predict_with_generate else None,
+            callbacks=[Reporter(folder.log, progress)],
+            objective=objective,
+            schedules=schedules,
+            label_smoothing=label_smoothing,
+            max_tokens=config.training.max_tokens,
+        )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
+@contextmanager
+def config_faults() -> Iterator[None]:
+    """What transformers says of settings that do not go together, as a ConfigError."""
+    try:
+        yield
+    except (ValueError, KeyError, ImportError) as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+
+
 def set_generation(model: PreTrainedModel, config: RunConfig) -> None:
     """Give the model the config's way to generate, so that it is saved with it."""
-    settings = {"max_new_tokens": config.data.max_target_tokens, "use_cache": True}
+    longest, positions = config.data.max_target_tokens, describe_model(model).positions
+    if positions is not None:
+        longest = min(longest, positions // 2)  # the other half is for what is read
+    settings = {"max_new_tokens": longest, "use_cache": True}
     for name, value in (settings | config.generation).items():
         setattr(model.generation_config, name, value)
     model.generation_config._from_model_config = False  # or generate() would rebuild it
@@ -185,6 +222,7 @@ def set_generation(model: PreTrainedModel, config: RunConfig) -> None:
 def _scorer(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Callable[[EvalPrediction], dict[str, float]]:
+    # Both sides come from ids: a tokenizer that lower-cases has done so to both.
     def texts(ids: Any) -> list[str]:
         filled = numpy.where(ids == -100, tokenizer.pad_token_id, ids)
         return [text.strip() for text in tokenizer.batch_decode(filled, skip_special_tokens=True)]
@@ -212,7 +250,7 @@ class Reporter(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
+        if not state.is_world_process_zero or logs is None or "train_loss" in logs:
             return
         row = {"step": state.global_step, **logs}
         ordered = {key: row[key] for key in LOGGED if key in row} | row
@@ -224,6 +262,8 @@ class Reporter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.evaluated = 0
+        if state.global_step == state.max_steps:
+            control.should_log = True  # whatever logging_steps is: the log knows how it ended
         if state.is_world_process_zero:
             self.progress("training", state.global_step, state.max_steps, self.numbers)
 
@@ -243,26 +283,59 @@ class Reporter(TrainerCallback):
 def train(config: RunConfig, run_dir: Path, *, say: Say, progress: Progress) -> Path:
     """Train as the config says; the run folder gets config.yaml, data.json, log.jsonl and model/.
 
-    Data and model are checked before the folder is made. Raises ConfigError where the folder holds
-    a run already, DataError, ModelError, NonFiniteError, DiskError.
+    Data and model are checked before the folder is made, and a folder in which no step was made is
+    removed. Raises ConfigError where the folder holds a run already, DataError, ModelError,
+    NonFiniteError (a model that is not finite is not saved), DiskError.
     """
     folder = RunFolder(Path(run_dir))
     if is_first_process():
         folder.check_new()
+    config = _with_absolute_files(config)
     prepared = prepare(config, say=say, progress=progress)
-    with disk_faults(folder.path):
-        folder.path.mkdir(parents=True, exist_ok=True)
-        trainer = make_trainer(prepared, folder, say, progress)
-        if is_first_process():
-            write_text(folder.config, dump_config(config))
-            write_json(folder.data, prepared.corpus.report.as_dict())
-        started = time.monotonic()
-        trainer.train()
-        if not trainer.state.global_step:
-            raise ConfigError("training: no step was made; there are fewer rows than a batch needs")
-        say(f"{trainer.state.global_step} steps in {time.monotonic() - started:.0f} s")
-        if is_first_process():
-            write_json(folder.data, prepared.corpus.report.as_dict())  # a stream's counts grow
-            prepared.model.config.use_cache = True  # the trainer had switched it off
+    trainer = None
+    try:
+        with disk_faults(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+            trainer = make_trainer(prepared, folder, say, progress)
+            _write_inputs(folder, prepared)
+            _run_steps(trainer, say)
+    except BaseException:
+        if is_first_process() and (trainer is None or not trainer.state.global_step):
+            folder.discard()
+        raise
+    check_finite(prepared.model, trainer.state.global_step)
+    _write_inputs(folder, prepared)  # once more: a stream's counts have grown
+    if is_first_process():
+        prepared.model.config.use_cache = True  # the trainer had switched it off
+        with disk_faults(folder.model):
             save(prepared.model, prepared.tokenizer, folder.model)
     return folder.path
+
+
+def _with_absolute_files(config: RunConfig) -> RunConfig:
+    """The config with its data files as absolute paths: a run is evaluated from any folder."""
+    if config.data.files is None:
+        return config
+    files = {split: _absolute(given) for split, given in config.data.files.items()}
+    return config.model_copy(update={"data": dataclasses.replace(config.data, files=files)})
+
+
+def _absolute(given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if isinstance(given, str):
+        return str(Path(given).expanduser().absolute())
+    return tuple(str(Path(each).expanduser().absolute()) for each in given)
+
+
+def _write_inputs(folder: RunFolder, prepared: Prepared) -> None:
+    if is_first_process():
+        write_text(folder.config, dump_config(prepared.config))
+        write_json(folder.data, prepared.corpus.report.as_dict())
+
+
+def _run_steps(trainer: Seq2SeqObjectiveTrainer, say: Say) -> None:
+    started = time.monotonic()
+    with config_faults():
+        trainer.train()
+    if not trainer.state.global_step:
+        raise ConfigError("training: no step was made; there are fewer rows than a batch needs")
+    say(f"{trainer.state.global_step} steps in {time.monotonic() - started:.0f} s")

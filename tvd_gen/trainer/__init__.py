@@ -4,7 +4,14 @@ from tvd_gen.trainer.mixin import (
     ObjectiveMixin,
     ObjectiveTrainer,
     Seq2SeqObjectiveTrainer,
+    check_finite,
 )
 from tvd_gen.trainer.output_head import target_logits
 
-__all__ = ["ObjectiveMixin", "ObjectiveTrainer", "Seq2SeqObjectiveTrainer", "target_logits"]
+__all__ = [
+    "ObjectiveMixin",
+    "ObjectiveTrainer",
+    "Seq2SeqObjectiveTrainer",
+    "check_finite",
+    "target_logits",
+]

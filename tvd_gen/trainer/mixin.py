@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.trainer_utils import EvalLoopOutput
 
 from tvd_gen.data.batches import MaxTokensBatchSampler
@@ -34,6 +38,11 @@ else:
     _Base = object
 
 Inputs = dict[str, Any]
+_ALIGNED = {
+    *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
+    *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(),
+}
+LOWER_IS_BETTER = ("nll", "perplexity", "loss", "ece")
 
 
 class ObjectiveMixin(_Base):
@@ -50,6 +59,9 @@ class ObjectiveMixin(_Base):
     schedules: field of the objective -> Schedule of the run's progress, e.g. {"gamma": Linear(0.0,
     0.8)}. label_smoothing: eps of an unweighted uniform term (args.label_smoothing_factor is taken
     for it too). head_backend: auto | reference | chunked, or logits for the model's own logits.
+
+    max_tokens: a budget of padded tokens (rows * longest) for each training batch of a device, in
+    place of a number of rows; the training set needs a column `length`, the collator all columns.
 
     The log gains nll, mean_weight, share_floored, accuracy (token means since the last log), the
     objective's fields and tokens_per_second; evaluation gains nll, perplexity, accuracy,
@@ -75,6 +87,7 @@ class ObjectiveMixin(_Base):
         self._train_meter, self._eval_meter = Meter(), Meter()
         self._interceptor: Interceptor | None = None
         self._keep_logits: bool | None = None
+        self._trained_objective = self.objective
         self._token_batches: MaxTokensBatchSampler | None = None
         self._check_objective()
         super().__init__(*args, **kwargs)
@@ -83,7 +96,7 @@ class ObjectiveMixin(_Base):
         # These two make the stock trainer count the targets that take_targets gives, for every
         # model.
         self.model_accepts_loss_kwargs = True
-        self._loss_shifts_labels = not self._is_encoder_decoder
+        self._loss_shifts_labels = self._shifts
 
     def _check_objective(self) -> None:
         fields = {f.name for f in dataclasses.fields(self.objective)}
@@ -104,6 +117,14 @@ class ObjectiveMixin(_Base):
             raise ValueError(
                 "DataParallel is not supported: start with torchrun, one process a GPU"
             )
+        best = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        if best in LOWER_IS_BETTER and self.args.greater_is_better:
+            raise ValueError(f"metric_for_best_model={best!r} needs greater_is_better=False")
+        generates = getattr(self.args, "predict_with_generate", False)
+        if generates and not self._is_encoder_decoder:
+            raise ValueError(
+                "predict_with_generate needs an encoder-decoder: a decoder's inputs hold the target"
+            )
         if self.args.label_smoothing_factor:
             if self.label_smoothing:
                 raise ValueError("label smoothing is given twice: drop args.label_smoothing_factor")
@@ -114,7 +135,8 @@ class ObjectiveMixin(_Base):
     def current_objective(self) -> TokenObjective:
         """The objective at the current global step: a resumed run continues its schedules
         exactly."""
-        return self._objective_at(self.state.global_step / max(self.state.max_steps, 1))
+        last = max(self.state.max_steps - 1, 1)
+        return self._objective_at(min(self.state.global_step / last, 1.0))
 
     def _objective_at(self, progress: float) -> TokenObjective:
         numbers = {name: schedule(progress) for name, schedule in self.schedules.items()}
@@ -132,16 +154,25 @@ class ObjectiveMixin(_Base):
         """The objective's sum over this micro-batch, over the number of targets in the global
         batch."""
         inputs = dict(inputs)
-        targets = take_targets(inputs, shift=not self._is_encoder_decoder)
+        targets = take_targets(inputs, shift=self._shifts)
         if targets is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if targets.dim() != 2:
+            raise ValueError(
+                f"labels must be (batch, length), one for each token, got {tuple(targets.shape)}"
+            )
         self._complete(inputs, targets)
         keep = return_outputs if self._keep_logits is None else self._keep_logits
-        request = LossRequest(targets, self.current_objective(), self.label_smoothing, keep)
+        objective = self.current_objective()
+        request = LossRequest(targets, objective, self.label_smoothing, keep)
         with self._intercepting(model, inputs).serving(request):
             outputs = model(**inputs)
         assert request.output is not None
-        (self._train_meter if model.training else self._eval_meter).add(request.output)
+        if model.training:
+            self._train_meter.add(request.output)
+            self._trained_objective = objective
+        else:
+            self._eval_meter.add(request.output)
         loss = self._token_mean(outputs, request.output.tokens, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -156,7 +187,9 @@ class ObjectiveMixin(_Base):
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         auxiliary = getattr(outputs, "aux_loss", None)  # mixtures of experts
         if auxiliary is not None:
-            loss = loss + self._language_model.config.router_aux_loss_coef * auxiliary
+            # A mean over each micro-batch: it is shared out, as it is not divided by tokens.
+            steps = self.current_gradient_accumulation_steps if self.is_in_train else 1
+            loss = loss + self._language_model.config.router_aux_loss_coef * auxiliary / steps
         return loss
 
     def _complete(self, inputs: Inputs, targets: Tensor) -> None:
@@ -192,6 +225,11 @@ class ObjectiveMixin(_Base):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     @property
+    def _shifts(self) -> bool:
+        """Whether position t predicts label t + 1: decoders; not masked language models."""
+        return not self._is_encoder_decoder and type(self._language_model).__name__ not in _ALIGNED
+
+    @property
     def _is_encoder_decoder(self) -> bool:
         return bool(getattr(self._language_model.config, "is_encoder_decoder", False))
 
@@ -202,6 +240,8 @@ class ObjectiveMixin(_Base):
         if self.max_tokens is None:
             return super().get_train_dataloader()
         dataset: Any = self.train_dataset
+        if "length" not in (getattr(dataset, "column_names", None) or ()):
+            raise ValueError("max_tokens needs a train_dataset with a column `length`")
         sampler = MaxTokensBatchSampler(
             dataset["length"],
             self.max_tokens,
@@ -226,7 +266,34 @@ class ObjectiveMixin(_Base):
             self._token_batches.set_epoch(kwargs["epoch"])
         return super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """The stock count of targets, also where a collator gives them aligned only."""
+        if (
+            batch_samples
+            and "labels" not in batch_samples[0]
+            and "shift_labels" in batch_samples[0]
+        ):
+            batch_samples = [{**batch, "labels": batch["shift_labels"]} for batch in batch_samples]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     # -- the numbers ----------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock training; afterwards the model is without hooks again."""
+        self._train_meter = Meter()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._interceptor is not None:
+            self._interceptor.remove()
+            self._interceptor = None
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        check_finite(self._language_model, self.state.global_step)
+        super()._save_checkpoint(*args, **kwargs)
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(sums, reduction="sum")
@@ -244,7 +311,7 @@ class ObjectiveMixin(_Base):
                     "since the last log, lower the learning rate or clip with max_grad_norm"
                 )
             logs.update(numbers)
-            logs.update(dataclasses.asdict(self.current_objective()))
+            logs.update(dataclasses.asdict(self._trained_objective))
             logs["tokens_per_second"] = tokens / seconds
         super().log(logs, *args, **kwargs)
 
@@ -269,6 +336,8 @@ class ObjectiveMixin(_Base):
             assert output.metrics is not None
             output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in numbers.items()})
         self._train_meter.pause(time.perf_counter() - start)
+        if not self.is_in_train:
+            self._release()
         return output
 
     def prediction_step(
@@ -280,6 +349,8 @@ class ObjectiveMixin(_Base):
         **kwargs: Any,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The stock step on the objective; logits are made only where they are returned."""
+        if "labels" not in inputs and "shift_labels" in inputs:
+            inputs = {**inputs, "labels": inputs["shift_labels"]}  # or the stock step sees none
         with self._keeping_logits(not prediction_loss_only):
             return super().prediction_step(
                 model, self._unrepeated(inputs), prediction_loss_only, ignore_keys, **kwargs
@@ -306,6 +377,16 @@ class ObjectiveMixin(_Base):
                 masked[name] = inputs[name].clone()
                 masked[name][kept:] = IGNORE
         return masked
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """Raise NonFiniteError where a trained weight is nan or infinite: such a model is not saved."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise NonFiniteError(
+                f"step {step}: {name} is not finite; lower the learning rate or clip with "
+                "max_grad_norm; the model is not saved"
+            )
 
 
 def _objective(objective: TokenObjective | str) -> TokenObjective:
