@@ -1,5 +1,7 @@
 """Laws of the configs that ship."""
 
+import re
+
 import pytest
 
 from tvd_gen.config import configs_folder, dump_config, load_config, shipped_configs
@@ -61,3 +63,13 @@ def test_transformers_knows_every_field_of_a_shipped_architecture(name):
     tokenizer = train_tokenizer(TokenizerSpec(vocab_size=300), ["some text", "and more"])
     config = build_config(spec.architecture, tokenizer)
     assert config.model_type == spec.architecture["model_type"]
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_what_a_recipe_says_to_do_without_a_hub_is_accepted(name):
+    """Advice that fails is worse than none."""
+    text = (configs_folder() / f"{name}.yaml").read_text().replace("\n#", "")
+    advice = text.split("Without a hub:")[1].split(".\n")[0]
+    changes = re.findall(r"--set (\S+=\w+)", advice)
+    assert changes
+    assert load_config(name, changes).data.hub is None

@@ -38,7 +38,7 @@ OWNED: Mapping[str, str] = {
     "do_train": "use tvd-gen train",
     "do_eval": "use tvd-gen eval, or eval_strategy",
     "do_predict": "use tvd-gen eval",
-    "resume_from_checkpoint": "a run resumes from its own folder",
+    "resume_from_checkpoint": "a run cannot be resumed yet; start a new one",
     "local_rank": "the launcher sets it",
     "parallelism_config": "sequence and context parallelism use the model's own loss",
     "remove_unused_columns": "tvd-gen makes the columns",

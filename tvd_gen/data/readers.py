@@ -95,7 +95,10 @@ def open_bytes(path: str | Path) -> Iterator[IO[bytes]]:
 def _nearby(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
-        return f" (there is no folder {folder})"
+        return (
+            f" (there is no folder {folder}); the config's comments say where its files come from, "
+            "and the demo configs need none"
+        )
     return did_you_mean(path.name, [each.name for each in folder.iterdir()])
 
 
