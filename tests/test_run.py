@@ -350,6 +350,19 @@ def test_bad_rows_stop_the_run_before_it_begins(tmp_path, files):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_missing_or_leaking_test_split_is_told_before_training(tmp_path, files):
+    """Found out after days of training, both void the result."""
+    rows = Path(files["train"]).read_text().splitlines()[:3]
+    Path(files["test"]).write_text("\n".join(rows) + "\n")
+    for given, expected in (
+        (files, "3 also in train"),
+        ({"train": files["train"]}, "no test split"),
+    ):
+        lines = []
+        plan(config(tmp_path, given), say=lines.append, progress=silent)
+        assert any(expected in line for line in lines)
+
+
 def test_skipped_rows_are_counted_in_data_json(tmp_path, files):
     file = Path(files["train"])
     file.write_text(file.read_text() + '{"source": "red", "target": " "}\n')

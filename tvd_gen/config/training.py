@@ -26,6 +26,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from tvd_gen.metrics import LOWER_IS_BETTER
+
 OWNED: Mapping[str, str] = {
     "output_dir": "the run folder holds everything; use --output",
     "run_name": "the run is called by the top-level name",
@@ -104,7 +106,6 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "log_level_replica": ("debug", "info", "warning", "error", "critical", "passive"),
     "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
 }
-LOWER_IS_BETTER = ("loss", "nll", "perplexity", "ece")
 
 
 class TrainingSpec(BaseModel):

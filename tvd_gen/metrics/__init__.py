@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASELINES",
+    "LOWER_IS_BETTER",
     "METRICS",
     "Bleu",
     "CalibrationError",
@@ -94,6 +95,9 @@ METRICS: dict[str, Group] = {
     "accuracy": Group("TokenAccuracy", "tokens", ("accuracy",), "0 to 1"),
     "calibration": Group("CalibrationError", "tokens", ("ece",), "0 to 1"),
 }
+
+LOWER_IS_BETTER = ("loss", "nll", "perplexity", "ece")
+"""Names that a best checkpoint has the least of; with a prefix (eval_nll) too."""
 
 BASELINES: dict[str, Callable[[str], str]] = {"lead": lead, "copy": str}
 """What a baseline says for a source: its first sentence, or all of it."""

@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from tvd_gen.data.batches import MaxTokensBatchSampler
 from tvd_gen.errors import NonFiniteError
 from tvd_gen.head import BACKENDS
+from tvd_gen.metrics import LOWER_IS_BETTER
 from tvd_gen.objectives import OBJECTIVES, TokenObjective
 from tvd_gen.schedules import Schedule
 from tvd_gen.trainer.meter import Meter, perplexity
@@ -42,7 +43,6 @@ _ALIGNED = {
     *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
     *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(),
 }
-LOWER_IS_BETTER = ("nll", "perplexity", "loss", "ece")
 
 
 class ObjectiveMixin(_Base):
@@ -56,12 +56,12 @@ class ObjectiveMixin(_Base):
     asked for (`compute_metrics`, or `compute_loss(return_outputs=True)`).
 
     objective: a TokenObjective, or a name of OBJECTIVES that needs no numbers.
-    schedules: field of the objective -> Schedule of the run's progress, e.g. {"gamma": Linear(0.0,
-    0.8)}. label_smoothing: eps of an unweighted uniform term (args.label_smoothing_factor is taken
-    for it too). head_backend: auto | reference | chunked, or logits for the model's own logits.
-
+    schedules: field of the objective -> Schedule of progress, e.g. {"gamma": Linear(0.0, 0.8)}.
+    label_smoothing: eps of an unweighted uniform term; args.label_smoothing_factor is taken too.
+    head_backend: auto | reference | chunked, or logits for the model's own logits.
     max_tokens: a budget of padded tokens (rows * longest) for each training batch of a device, in
-    place of a number of rows; the training set needs a column `length`, the collator all columns.
+        place of a number of rows; the training set needs a column `length`, which the collator
+        gets too.
 
     The log gains nll, mean_weight, share_floored, accuracy (token means since the last log), the
     objective's fields and tokens_per_second; evaluation gains nll, perplexity, accuracy,
@@ -93,8 +93,7 @@ class ObjectiveMixin(_Base):
         super().__init__(*args, **kwargs)
         self._check_arguments()
         self.label_smoother = None
-        # These two make the stock trainer count the targets that take_targets gives, for every
-        # model.
+        # These two make the stock trainer count the targets that take_targets gives.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = self._shifts
 
@@ -133,8 +132,7 @@ class ObjectiveMixin(_Base):
     # -- the objective --------------------------------------------------------------------------
 
     def current_objective(self) -> TokenObjective:
-        """The objective at the current global step: a resumed run continues its schedules
-        exactly."""
+        """The objective at the current global step, on which alone its schedules hang."""
         last = max(self.state.max_steps - 1, 1)
         return self._objective_at(min(self.state.global_step / last, 1.0))
 
@@ -151,8 +149,7 @@ class ObjectiveMixin(_Base):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The objective's sum over this micro-batch, over the number of targets in the global
-        batch."""
+        """The objective's sum over this micro-batch, over the targets of the global batch."""
         inputs = dict(inputs)
         targets = take_targets(inputs, shift=self._shifts)
         if targets is None:
