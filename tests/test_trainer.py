@@ -195,6 +195,16 @@ def test_the_loud_law_holds_for_the_right_head(tmp_path):
     _loud_cross_entropy("gemma2", tmp_path)
 
 
+def test_the_check_sees_a_wrong_scale_in_half_precision_too(tmp_path):
+    """A tolerance wide enough for every rounding would let 18 percent pass."""
+    model = tiny_model("gpt2").bfloat16()
+    batch = {k: v for k, v in collate(rows(False)).items() if k != "labels"}
+    right = output_head.describe_head(model)
+    output_head.check_head(model, right, batch)
+    with pytest.raises(output_head.UnknownHead):
+        output_head.check_head(model, replace(right, scale=1.05), batch)
+
+
 # -- evaluation ---------------------------------------------------------------------------------
 
 

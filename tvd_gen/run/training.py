@@ -183,7 +183,7 @@ def make_trainer(
     objective, schedules, label_smoothing = config.objective.build()
     set_generation(model, config)
     settings = arguments(config, folder.checkpoints, say)
-    with config_faults():
+    with config_faults(RuntimeError):
         trainer = Seq2SeqObjectiveTrainer(
             model,
             settings,
@@ -203,11 +203,11 @@ def make_trainer(
 
 
 @contextmanager
-def config_faults() -> Iterator[None]:
+def config_faults(*more: type[Exception]) -> Iterator[None]:
     """What transformers says of settings that do not go together, as a ConfigError."""
     try:
         yield
-    except (ValueError, KeyError, ImportError) as error:
+    except (ValueError, KeyError, ImportError, *more) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
 
 
