@@ -34,7 +34,12 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("language_modeling", ("text",), ("perplexity", "calibration")),
+        Task(
+            "language_modeling",
+            ("text",),
+            ("perplexity", "calibration"),
+            {"do_sample": True, "top_p": 0.95},
+        ),
         Task(
             "translation",
             ("source", "target"),

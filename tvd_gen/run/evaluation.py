@@ -176,7 +176,10 @@ def generate_texts(
 ) -> list[str]:
     """One text for each source, in the sources' order; batches go by length, the longest first."""
     encoder_decoder = bool(model.config.is_encoder_decoder)
-    prompts = encode_prompts(sources, tokenizer, config.data, encoder_decoder=encoder_decoder)
+    spec = config.data
+    if not TASKS[config.task].has_source:
+        spec = dataclasses.replace(spec, prompt="{source}")  # a text that goes on, as in training
+    prompts = encode_prompts(sources, tokenizer, spec, encoder_decoder=encoder_decoder)
     collate = GenerationCollator(tokenizer.pad_token_id, encoder_decoder)
     batches = LengthSortedBatchSampler([len(ids) for ids in prompts], config.evaluation.batch_size)
     torch.manual_seed(config.seed)  # sampling repeats itself

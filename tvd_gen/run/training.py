@@ -205,9 +205,10 @@ def make_trainer(
 @contextmanager
 def config_faults(*more: type[Exception]) -> Iterator[None]:
     """What transformers says of settings that do not go together, as a ConfigError."""
+    kinds: tuple[type[Exception], ...] = (ValueError, KeyError, ImportError, *more)
     try:
         yield
-    except (ValueError, KeyError, ImportError, *more) as error:
+    except kinds as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
 
 
