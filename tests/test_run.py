@@ -363,6 +363,13 @@ def test_a_missing_or_leaking_test_split_is_told_before_training(tmp_path, files
         assert any(expected in line for line in lines)
 
 
+def test_rows_that_are_cut_are_told(tmp_path, files):
+    lines = []
+    data = {"files": files, "max_source_tokens": 8}
+    plan(config(tmp_path, files, data=data), say=lines.append, progress=silent)
+    assert any(line.startswith("train: 40 rows, ") and line.endswith(" cut") for line in lines)
+
+
 def test_skipped_rows_are_counted_in_data_json(tmp_path, files):
     file = Path(files["train"])
     file.write_text(file.read_text() + '{"source": "red", "target": " "}\n')

@@ -84,8 +84,6 @@ def prepare(config: RunConfig, *, say: Say, progress: Progress) -> Prepared:
     # better known now than after days of training.
     splits = dict.fromkeys(("train", "validation", config.evaluation.split))
     corpus = load_corpus(config.data, task.fields, splits=[*splits], seed=config.seed)
-    for split, report in corpus.report.splits.items():
-        say(f"{split}: {report.rows_kept} rows{remarks(report)}")
     if config.evaluation.split not in corpus.splits:
         say(
             f"there is no {config.evaluation.split} split: tvd-gen eval will need "
@@ -103,6 +101,8 @@ def prepare(config: RunConfig, *, say: Say, progress: Progress) -> Prepared:
     encoded = encode_corpus(
         corpus, task.kind, tokenizer, config.data, encoder_decoder=encoder_decoder
     )
+    for split, report in corpus.report.splits.items():
+        say(f"{split}: {report.rows_kept} rows{remarks(report)}")
     summary = describe_model(model)
     for split, rows in encoded.items():
         if isinstance(rows, Dataset):
@@ -117,7 +117,8 @@ def prepare(config: RunConfig, *, say: Say, progress: Progress) -> Prepared:
 
 def remarks(report: SplitReport) -> str:
     """What is worth saying of a split's rows; nothing where all is well."""
-    counts = {"left out": report.rows_bad, "also in train": report.in_train}
+    cut = sum(report.cut.values())
+    counts = {"left out": report.rows_bad, "cut": cut, "also in train": report.in_train}
     return "".join(f", {count} {what}" for what, count in counts.items() if count)
 
 
