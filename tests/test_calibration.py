@@ -61,7 +61,7 @@ def test_ece_has_the_value_worked_out_by_hand() -> None:
 
 @settings(deadline=None)
 @given(STREAMS, st.randoms(use_true_random=False), st.integers(0, 60))
-def test_batches_order_and_merging_change_nothing(rows, random, cut) -> None:  # type: ignore[no-untyped-def]
+def test_batches_order_and_merging_change_nothing(rows, random, cut) -> None:
     """The batch size or the number of ranks would change the reported figure."""
     shuffled = list(rows)
     random.shuffle(shuffled)
@@ -202,7 +202,7 @@ def test_token_metrics_are_token_weighted_and_match_cross_entropy() -> None:
     logits, targets = drawn(50, 11, torch.float32)
     whole, parts = TokenMetrics(), TokenMetrics()
     whole.update(score_tokens(logits, targets))
-    for rows in torch.arange(50).split([1, 30, 19]):  # type: ignore[no-untyped-call]
+    for rows in torch.arange(50).split([1, 30, 19]):
         part = TokenMetrics()
         part.update(score_tokens(logits[rows], targets[rows]))
         parts.add(part)

@@ -116,7 +116,7 @@ def test_generation_sees_exactly_the_prompt_ids_of_training(source, target, limi
         return
     options = {"max_source_tokens": limit, "max_target_tokens": 10_000, "prompt": PROMPT}
     rows, _ = encoded(pairs((source, target)), **options)
-    [prompt] = encode_prompts([source], PLAIN, DataSpec(**options), encoder_decoder=False)
+    [prompt], _ = encode_prompts([source], PLAIN, DataSpec(**options), encoder_decoder=False)
     row = rows[0]
     assert row["input_ids"][: len(prompt)] == prompt
     assert row["labels"] == [-100] * len(prompt) + row["input_ids"][len(prompt) :]
@@ -130,7 +130,7 @@ def test_generation_sees_exactly_the_prompt_ids_of_training(source, target, limi
 def test_a_cut_prompt_keeps_all_its_own_words(source, limit):
     """Cut at its end, a prompt would lose the words that ask for the target."""
     spec = DataSpec(prompt=PROMPT, max_source_tokens=limit)
-    [ids] = encode_prompts([source], PLAIN, spec, encoder_decoder=False)
+    [ids], _ = encode_prompts([source], PLAIN, spec, encoder_decoder=False)
     head, tail = PROMPT.split("{source}")
     read = PLAIN.decode(ids)
     assert read.startswith(head)
@@ -144,14 +144,14 @@ def test_a_cut_within_a_word_costs_only_that_word(word):
     """Cut in its middle, a word or a character can become more tokens than it was."""
     for limit in range(20, 40):
         spec = DataSpec(prompt=PROMPT, max_source_tokens=limit)
-        [ids] = encode_prompts([word * 50], PLAIN, spec, encoder_decoder=False)
+        [ids], _ = encode_prompts([word * 50], PLAIN, spec, encoder_decoder=False)
         assert limit - 6 <= len(ids) <= limit
 
 
 @pytest.mark.parametrize("tokenizer", [PLAIN, Letters()], ids=["fast", "slow"])
 def test_a_cut_source_is_as_long_as_the_limit_allows(tokenizer):
     spec = DataSpec(prompt=PROMPT, max_source_tokens=30)
-    [ids] = encode_prompts(["a b c d e " * 50], tokenizer, spec, encoder_decoder=False)
+    [ids], _ = encode_prompts(["a b c d e " * 50], tokenizer, spec, encoder_decoder=False)
     assert 28 <= len(ids) <= 30
     assert tokenizer.decode(ids).replace(" ", "").endswith("\nSay:\n")
 

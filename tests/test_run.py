@@ -201,6 +201,14 @@ def test_texts_that_do_not_fit_the_model_are_one_line(tmp_path, files, read):
         list(generate(run, [text(0, read)], overrides=wanted, **QUIET))
 
 
+def test_texts_that_are_cut_to_be_read_are_told(tmp_path, files):
+    run = train(config(tmp_path, files), tmp_path / "run", **QUIET)
+    lines = []
+    cut = {"data.max_source_tokens": 8}
+    list(generate(run, ["red", text(0, 30)], overrides=cut, say=lines.append, progress=silent))
+    assert "1 of 2 texts were cut at data.max_source_tokens" in lines
+
+
 def test_a_language_model_of_the_run_goes_on_writing(tmp_path, files):
     texts = {"files": files, "columns": {"text": "source"}, "block_size": 16}
     run = train(config(tmp_path, files, **LM, data=texts), tmp_path / "run", **QUIET)

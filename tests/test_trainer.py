@@ -414,6 +414,17 @@ def test_adapters_train_on_the_same_loss(family, kind, tmp_path, caplog):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trainer.model.parameters())
 
 
+def test_a_model_that_returns_tuples_trains_through_its_own_logits(tmp_path, caplog):
+    batch = collate(rows(False))
+    expected = trainer_for(tiny_model("gpt2"), tmp_path)
+    expected = expected.compute_loss(expected.model, batch)
+    trainer = trainer_for(tiny_model("gpt2"), tmp_path)
+    with caplog.at_level(logging.WARNING, logger="tvd_gen"):
+        loss = trainer.compute_loss(trainer.model, {**batch, "return_dict": False})
+    assert "own logits" in caplog.text
+    torch.testing.assert_close(loss, expected)
+
+
 def test_a_saved_model_trains_as_the_one_that_was_built(tmp_path):
     model = tiny_model("gpt2")
     model.save_pretrained(tmp_path / "model")

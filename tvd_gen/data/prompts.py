@@ -166,13 +166,19 @@ def encode_prompts(
     spec: DataSpec,
     *,
     encoder_decoder: bool,
-) -> list[Ids]:
-    """What the model reads to generate from each source: the very ids that it was trained on."""
+) -> tuple[list[Ids], int]:
+    """What the model reads to generate from each source, and how many sources were cut for it.
+
+    The ids are the very ones that training saw.
+    """
     if not sources:
-        return []
+        return [], 0
     sample = next((source for source in sources if source.strip()), "a")
     rows: list[Ids] = []
+    cut = 0
     encoder = SourceEncoder(tokenizer, spec, encoder_decoder, sample)
     for start in range(0, len(sources), CHUNK):
-        rows += encoder(sources[start : start + CHUNK])[0]
-    return rows
+        read, shortened = encoder(sources[start : start + CHUNK])
+        rows += read
+        cut += len(shortened)
+    return rows, cut

@@ -3,12 +3,13 @@
 from tvd_gen.head.linear import BACKENDS, linear_objective_loss
 from tvd_gen.head.logits import GammaCrossEntropyLoss, objective_loss
 from tvd_gen.head.output import LossOutput
-from tvd_gen.head.reference import logits_loss
+from tvd_gen.head.reference import capped, logits_loss
 
 __all__ = [
     "BACKENDS",
     "GammaCrossEntropyLoss",
     "LossOutput",
+    "capped",
     "linear_objective_loss",
     "logits_loss",
     "objective_loss",

@@ -18,9 +18,8 @@ from tvd_gen.head.output import LossOutput
 from tvd_gen.head.reference import capped
 from tvd_gen.objectives import TokenObjective
 
-CHUNK_BYTES = (
-    2**26
-)  # of float32 logits: large enough for full-speed products, small beside the model
+# Of float32 logits: large enough for products at full speed, small beside the model.
+CHUNK_BYTES = 2**26
 
 
 @dataclass(frozen=True)

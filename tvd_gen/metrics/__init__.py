@@ -207,7 +207,7 @@ def _script_fault(name: str) -> str | None:
 
 
 def _load_script(name: str) -> Any:
-    import evaluate  # type: ignore[import-untyped]
+    import evaluate
 
     try:
         return evaluate.load(str(_script(name)), keep_in_memory=True)

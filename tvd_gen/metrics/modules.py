@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import evaluate  # type: ignore[import-untyped]
+import evaluate
 import numpy as np
 from datasets import Features, List, Value
-from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -31,7 +31,7 @@ _PAIRS = [
 ]
 
 
-class OfflineMetric(evaluate.Metric):  # type: ignore[misc]
+class OfflineMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """What all metrics here share: rows in memory, no folder made, a clear error for no rows."""
 
     shapes: ClassVar[list[Features]] = _PAIRS

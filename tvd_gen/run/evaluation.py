@@ -62,26 +62,39 @@ def evaluate(
         corpus, task.kind, tokenizer, config.data, encoder_decoder=encoder_decoder
     )[split]
     say(f"{split}: {len(rows)} rows{remarks(corpus.report.splits[split])}")
-    folder.predictions.unlink(missing_ok=True)  # or those of an older evaluation would stay
     numbers = (
         token_numbers(config, model, tokenizer, encoded, progress) if "tokens" in needs else {}
     )
     if needs - {"tokens"}:
         # Not the rows that encoding left out: all numbers speak of the same rows.
         rows = rows.select(sorted(set(encoded["row"])))
-        sources, references = list(rows["source"]), list(rows["target"])
-        outputs = generate_texts(config, model, tokenizer, sources, progress)
-        columns = {"source": sources, "target": references, "prediction": outputs}
+        outputs, _ = generate_texts(config, model, tokenizer, list(rows["source"]), progress)
+        columns = {"source": rows["source"], "target": rows["target"], "prediction": outputs}
         write_lines(folder.predictions, _rows(columns))
-        if lowercases(tokenizer):
-            say("the tokenizer lower-cases; so are the references and the baseline, to be scored")
-            sources, references = ([text.lower() for text in x] for x in (sources, references))
-        numbers = text_metrics(groups, outputs, references) | numbers
-        if task.baseline:
-            numbers |= baseline_metrics(task.baseline, groups, sources, references)
+        numbers = _text_numbers(config, tokenizer, columns, say) | numbers
+    else:
+        folder.predictions.unlink(missing_ok=True)  # they are of an older evaluation
     numbers["rows"] = float(len(rows))
     write_json(folder.metrics, numbers)
     write_json(folder.evaluation, _settings(config) | corpus.report.as_dict())
+    return numbers
+
+
+def _text_numbers(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Mapping[str, Sequence[str]],
+    say: Say,
+) -> dict[str, float]:
+    """The text metrics of the predictions, and those of the task's baseline."""
+    sources, references = list(columns["source"]), list(columns["target"])
+    if lowercases(tokenizer):
+        say("the tokenizer lower-cases; so are the references and the baseline, to be scored")
+        sources, references = ([text.lower() for text in x] for x in (sources, references))
+    groups, baseline = config.evaluation.metrics, TASKS[config.task].baseline
+    numbers = text_metrics(groups, columns["prediction"], references)
+    if baseline:
+        numbers |= baseline_metrics(baseline, groups, sources, references)
     return numbers
 
 
@@ -106,7 +119,10 @@ def generate(
 ) -> Iterator[str]:
     """The run's model on texts of one's own, in their order; `overrides` as for `evaluate`."""
     _, config, model, tokenizer = _open(run_dir, overrides, say)
-    yield from generate_texts(config, model, tokenizer, list(texts), progress)
+    made, cut = generate_texts(config, model, tokenizer, list(texts), progress)
+    if cut:
+        say(f"{cut} of {len(made)} texts were cut at data.max_source_tokens")
+    yield from made
 
 
 def _open(
@@ -123,7 +139,7 @@ def _open(
     spec = ModelSpec(pretrained=str(folder.model), dtype=config.model.dtype)
     model, tokenizer = load_model(spec, texts=None, seed=config.seed, say=say)
     set_generation(model, config)
-    return folder, config, model.to(_device()).eval(), tokenizer  # type: ignore[arg-type]
+    return folder, config, model.to(_device()).eval(), tokenizer  # type: ignore[arg-type]  # its to() is wrapped
 
 
 def _device() -> torch.device:
@@ -173,13 +189,16 @@ def generate_texts(
     tokenizer: PreTrainedTokenizerBase,
     sources: list[str],
     progress: Progress,
-) -> list[str]:
-    """One text for each source, in the sources' order; batches go by length, the longest first."""
+) -> tuple[list[str], int]:
+    """One text for each source, in their order, and how many sources were cut to be read.
+
+    Batches go by length, the longest first.
+    """
     encoder_decoder = bool(model.config.is_encoder_decoder)
     spec = config.data
     if not TASKS[config.task].has_source:
         spec = dataclasses.replace(spec, prompt="{source}")  # a text that goes on, as in training
-    prompts = encode_prompts(sources, tokenizer, spec, encoder_decoder=encoder_decoder)
+    prompts, cut = encode_prompts(sources, tokenizer, spec, encoder_decoder=encoder_decoder)
     collate = GenerationCollator(tokenizer.pad_token_id, encoder_decoder)
     batches = LengthSortedBatchSampler([len(ids) for ids in prompts], config.evaluation.batch_size)
     torch.manual_seed(config.seed)  # sampling repeats itself
@@ -190,7 +209,7 @@ def generate_texts(
         _check_room(model, batch["input_ids"].shape[1])
         texts += _generate_batch(model, tokenizer, batch, encoder_decoder)
         progress("generating", done, len(batches), {})
-    return batches.restore(texts)
+    return batches.restore(texts), cut
 
 
 def _check_room(model: PreTrainedModel, read: int) -> None:

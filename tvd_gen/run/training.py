@@ -297,6 +297,8 @@ def train(config: RunConfig, run_dir: Path, *, say: Say, progress: Progress) -> 
         folder.check_new()
     config = _with_absolute_files(config)
     prepared = prepare(config, say=say, progress=progress)
+    if is_first_process():
+        folder.check_new()  # again: reading and loading took a while, and what is there may go
     trainer = None
     try:
         with disk_faults(folder.path):

@@ -22,8 +22,7 @@ class Meter:
         self.sums = sums if self.sums is None else self.sums + sums
 
     def read(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Token means since the last reading, in nats or shares, with `tokens` and `seconds`; then
-        start again."""
+        """Token means since the last reading, with `tokens` and `seconds`; then start again."""
         seconds = time.perf_counter() - self.since
         sums, self.sums = self.sums, None
         self.since = time.perf_counter()
@@ -47,5 +46,5 @@ class Meter:
 
 
 def perplexity(nll: float) -> float:
-    """exp(nll), infinite where a float cannot hold it."""
-    return math.exp(nll) if nll < 700 else math.inf
+    """exp(nll); it stops at exp(700), near the largest float, to stay a JSON number."""
+    return math.exp(min(nll, 700.0))

@@ -261,7 +261,7 @@ class ObjectiveMixin(_Base):
         if self._token_batches is not None:
             # The stock set_epoch does not reach through accelerate's wrappers when a run resumes.
             self._token_batches.set_epoch(kwargs["epoch"])
-        return super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]  # nor typed there
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """The stock count of targets, also where a collator gives them aligned only."""

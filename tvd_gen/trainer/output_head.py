@@ -1,5 +1,4 @@
-"""The head of a transformers model: what it is, whether we know it rightly, and how it is
-intercepted."""
+"""The head of a transformers model: what it is, a check of that, and how it is intercepted."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tvd_gen.head import LossOutput, linear_objective_loss, logits_loss
+from tvd_gen.head import LossOutput, capped, linear_objective_loss, logits_loss
 from tvd_gen.objectives import TokenObjective
 
 IGNORE = -100
@@ -20,8 +19,7 @@ logger = logging.getLogger("tvd_gen")
 
 
 def take_targets(inputs: dict[str, Any], *, shift: bool) -> Tensor | None:
-    """Remove the labels from `inputs` and return them as targets (B, T): target t belongs to hidden
-    state t.
+    """Take the labels out of `inputs`, as targets (B, T): target t belongs to hidden state t.
 
     `shift_labels` are aligned already; `labels` of a decoder-only model (shift) are the tokens
     themselves, so that position t predicts label t + 1. None where there are no labels.
@@ -39,8 +37,7 @@ class UnknownHead(Exception):
 
 @dataclass(frozen=True)
 class OutputHead:
-    """What turns a model's last hidden states into logits: cap(scale * (hidden @ weight.T +
-    bias))."""
+    """From last hidden states to logits: cap(scale * (hidden @ weight.T + bias))."""
 
     linear: nn.Linear
     bias_buffer: Tensor | None = None
@@ -81,14 +78,11 @@ class OutputHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V), as this description says."""
-        logits = hidden @ self.linear.weight.T
-        logits = (logits if self.bias is None else logits + self.bias) * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        return capped(F.linear(hidden, self.linear.weight, self.bias), self.scale, self.softcap)
 
 
 def describe_head(model: Any) -> OutputHead:
-    """The head as the model's config tells it; raises UnknownHead for a head that is no plain
-    linear layer."""
+    """The head as the model's config tells it; UnknownHead where it is no plain linear layer."""
     find = getattr(model, "get_output_embeddings", None)
     linear = find() if find is not None else None
     if type(linear) is not nn.Linear:
@@ -108,17 +102,16 @@ def _number(config: Any, name: str) -> float | None:
     return None if value is None else float(value)
 
 
-# A check at the size of untrained logits would not see a missing soft cap; at 300 every cap in use
-# bends them.
+# At the size of untrained logits a missing soft cap would not show; every cap in use bends 300.
 LOUD = 300.0
 
 
 def check_head(model: nn.Module, head: OutputHead, inputs: Mapping[str, Any]) -> None:
-    """Raise UnknownHead unless `head` gives the model's own logits on `inputs`, also where they are
-    large."""
-    hidden, own = _run_head(model, head, inputs, 1.0)
-    factor = LOUD / (hidden.float() @ head.linear.weight.float().T).abs().max().clamp(min=1e-6)
-    for hidden, own in ((hidden, own), _run_head(model, head, inputs, factor.item())):  # noqa: B020
+    """Raise UnknownHead unless `head` gives the model's own logits, also where they are large."""
+    plain = _run_head(model, head, inputs, 1.0)
+    factor = LOUD / (plain[0].float() @ head.linear.weight.float().T).abs().max().clamp(min=1e-6)
+    loud = _run_head(model, head, inputs, factor.item())
+    for hidden, own in (plain, loud):
         ours = head.logits(hidden).float()
         if ours.shape != own.shape:
             raise UnknownHead(f"its logits are {tuple(own.shape)}, not {tuple(ours.shape)}")
@@ -194,8 +187,7 @@ class Interceptor:
     def __post_init__(self) -> None:
         if self.head is not None:
             self.hooks.append(self.head.linear.register_forward_pre_hook(self._at_the_head))
-        # First of the hooks: a wrapper's own hook on the same module must see the loss among the
-        # outputs.
+        # First of the hooks: a wrapper's hook on the same module must find the loss in the outputs.
         self.hooks.append(self.model.register_forward_hook(self._at_the_end, prepend=True))
 
     def remove(self) -> None:
@@ -212,7 +204,7 @@ class Interceptor:
         finally:
             self.request = None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def _at_the_head(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self.request is None or self.head is None:
             return None
@@ -227,7 +219,7 @@ class Interceptor:
         )
         return None if request.keep_logits else (hidden[:, :0], *args[1:])
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def _at_the_end(self, _: nn.Module, __: Any, outputs: Any) -> Any:
         if self.request is None:
             return None
@@ -263,7 +255,15 @@ def intercept(
     try:
         head = describe_head(core)
         check_head(model, head, inputs)
-    except UnknownHead as reason:
+    # Not only UnknownHead: two rows may be no batch for this model; a real fault comes up again.
+    except (
+        UnknownHead,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as reason:
         logger.warning(
             "the loss is taken from the model's own logits (slower, more memory): %s", reason
         )
