@@ -111,7 +111,11 @@ class TaiLr(TokenObjective):
         return self._unfloored_loss(above) + self.min_weight * (above - logp)
 
     def weight(self, logp: Tensor) -> Tensor:
-        return torch.exp(logp - self._log_mixture(logp)).clamp(min=self.min_weight)
+        if self.gamma == 0.0:
+            return torch.ones_like(logp)
+        # 1 / (gamma / p + 1 - gamma): where 1 / p overflows, the weight is 0 to every digit.
+        rest = torch.exp(-logp).mul_(self.gamma).add_(1.0 - self.gamma)
+        return rest.reciprocal_().clamp_(min=self.min_weight)
 
     def floored(self, logp: Tensor) -> Tensor:
         return logp < self._knee
