@@ -224,6 +224,8 @@ training:
         ("objective.q=0.5", "belongs to gce, not to tailr"),
         ("objective.name=tailor", "unknown objective 'tailor'; did you mean tailr?"),
         ("objective.label_smoothing=1", "must be < 1"),
+        ("objective.z_loss=-1", "must be >= 0"),
+        ("objective.row_budget=1", "must be < 1"),
         ("training.learning_rate='1e-3'", "must be a number, got '1e-3' (text); remove the quotes"),
         ("training.bf16=yes", "must be true or false, got 'yes' (text, in YAML 1.2)"),
         ("training.output_dir=x", "cannot be set here: the run folder holds everything"),
@@ -330,10 +332,10 @@ def test_overrides_may_be_values():
 def test_an_objective_is_built_with_its_schedules(config_file):
     gamma = "{schedule: linear, start: 0, end: 0.8}"
     config = load(config_file, GOOD, f"objective.gamma={gamma}")
-    objective, schedules, smoothing = config.objective.build()
+    objective, schedules, additions = config.objective.build()
     assert objective == OBJECTIVES["tailr"](gamma=0.0, min_weight=0.2)
     assert schedules["gamma"](1.0) == 0.8
-    assert smoothing == 0.1
+    assert additions == {"label_smoothing": 0.1, "z_loss": 0.0, "row_budget": 0.0}
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -344,7 +346,7 @@ def test_every_objective_can_be_named(config_file, name):
     }
     given = json.dumps({"name": name, **numbers})
     config = load(config_file, GOOD, f"objective={given}")
-    assert config.objective.build() == (OBJECTIVES[name](**numbers), {}, 0.0)
+    assert config.objective.build()[:2] == (OBJECTIVES[name](**numbers), {})
 
 
 def test_the_best_checkpoint_is_the_one_of_least_nll(config_file):

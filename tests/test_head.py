@@ -14,9 +14,10 @@ from tvd_gen import (
     TaiLr,
     TokenObjective,
     linear_objective_loss,
+    linear_target_logp,
     objective_loss,
 )
-from tvd_gen.head import BACKENDS, chunked
+from tvd_gen.head import BACKENDS, chunked, rows
 from tvd_gen.objectives import DFT, GCE, Focal, MixCE, Poly1, TaylorCE, Threshold
 
 OBJECTIVES = [
@@ -29,7 +30,9 @@ OPTIONS = {
     "scale": {"scale": 0.125},
     "softcap": {"softcap": 5.0},
     "smoothing": {"label_smoothing": 0.1},
+    "z-loss": {"z_loss": 1e-2},
     "weights": {"token_weights": True},
+    "low rank": {"low_rank": True},
 }
 OPTIONS["all"] = {**{k: v for o in OPTIONS.values() for k, v in o.items()}, "scale": 1.7}
 # V is no multiple of anything, and 700 rows are three chunks at the smallest chunk of 256.
@@ -38,7 +41,9 @@ N, D, V = 700, 24, 301
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", 1)
+    """Several chunks of several tiles, the last of them shorter."""
+    monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", 1)
+    monkeypatch.setattr(rows, "TILE_BYTES", 100 * 4 * V)
 
 
 def _inputs(dtype, options, ignored=0.3):
@@ -52,27 +57,48 @@ def _inputs(dtype, options, ignored=0.3):
         options["bias"] = torch.randn(V, generator=make).to(dtype).requires_grad_()
     if "token_weights" in options:
         options["token_weights"] = torch.rand(N, generator=make)
+    if "low_rank" in options:
+        sizes = ((N, 3), (V, 3))
+        options["low_rank"] = tuple(
+            torch.randn(size, generator=make).to(dtype).requires_grad_() for size in sizes
+        )
     return hidden, weight, targets, options
 
 
-def _dense(hidden, weight, targets, objective, *, bias=None, scale=1.0, softcap=None, **rest):
-    """The docstring's slow program, on whatever dtype it is given."""
-    logits = F.linear(hidden, weight, bias) * scale
-    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+def _dense_logits(hidden, weight, *, bias=None, low_rank=None, scale=1.0, softcap=None):
+    """The docstring's logits, on whatever dtype they are given."""
+    logits = F.linear(hidden, weight, bias)
+    logits = (logits if low_rank is None else logits + low_rank[0] @ low_rank[1].T) * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _dense(hidden, weight, targets, objective, **options):
+    """The docstring's slow program."""
+    names = ("bias", "low_rank", "scale", "softcap")
+    logits = _dense_logits(hidden, weight, **{k: v for k, v in options.items() if k in names})
+    rest = {k: v for k, v in options.items() if k not in names}
     return objective_loss(logits, targets, objective, reduction="sum", **rest)
 
 
+def _leaves(hidden, weight, options):
+    return [hidden, weight, *([options["bias"]] if "bias" in options else []),
+            *options.get("low_rank", ())]  # fmt: skip
+
+
 def _gradients(loss, hidden, weight, options, upstream=0.37):
-    leaves = [hidden, weight] + ([options["bias"]] if "bias" in options else [])
-    return torch.autograd.grad(loss, leaves, torch.full_like(loss, upstream))
+    upstream = upstream if torch.is_tensor(upstream) else torch.full_like(loss, upstream)
+    return torch.autograd.grad(loss, _leaves(hidden, weight, options), upstream)
 
 
 def _double(hidden, weight, options):
-    wide = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    rest = {k: v.detach().double() if torch.is_tensor(v) else v for k, v in options.items()}
-    if "bias" in rest:
-        rest["bias"].requires_grad_()
-    return *wide, rest
+    def wide(value):
+        if isinstance(value, tuple):
+            return tuple(map(wide, value))
+        if not torch.is_tensor(value):
+            return value
+        return value.detach().double().requires_grad_(value.requires_grad)
+
+    return wide(hidden), wide(weight), {k: wide(v) for k, v in options.items()}
 
 
 def _error(got, truth):
@@ -167,6 +193,7 @@ def test_the_sums_beside_the_loss_are_what_they_say(backend):
     floored = logp.exp() < 0.2 * 0.8 / (1 - 0.2 * 0.2)
     expected = [-logp.sum(), kept.sum(), (logits.argmax(-1) == targets[kept]).sum()]
     expected += [objective.weight(logp).sum(), floored.sum()]
+    expected += [torch.distributions.Categorical(logits=logits).entropy().sum()]
     got = [getattr(out, f.name) for f in fields(out)][1:]
     for left, right in zip(got, expected, strict=True):
         torch.testing.assert_close(left.double(), right.double())
@@ -192,7 +219,7 @@ def test_only_inputs_that_ask_get_a_gradient(wanted):
 def test_without_grad_no_gradient_work_is_done(monkeypatch):
     """Evaluation at three times its price would go unseen."""
     hidden, weight, targets, _ = _inputs(torch.float32, {})
-    monkeypatch.setattr(chunked, "_slope_in_place", pytest.fail)
+    monkeypatch.setattr(rows.TileProgram, "_slopes", pytest.fail)
     with torch.no_grad():
         linear_objective_loss(hidden, weight, targets, TaiLr(0.1))
 
@@ -255,23 +282,228 @@ def test_a_users_own_objective_needs_only_a_loss():
         linear_objective_loss(hidden, weight, targets, _Squared())
 
 
-def test_no_tensor_of_rows_by_vocabulary_is_made():
-    """The promise of the head: memory of one chunk, not of all logits."""
+class _Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """The size of the largest tensor that is made within."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if torch.is_tensor(x):
+                self.size = max(self.size, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_no_tensor_of_rows_by_vocabulary_is_made(options):
+    """The promise of the head: memory of one chunk, not of all logits; not with an adapter."""
+    hidden, weight, targets, options = _inputs(torch.float32, options)
+    with _Largest() as largest:
+        linear_objective_loss(hidden, weight, targets, TaiLr(0.1), **options).loss.backward()
+    chunk = -(-int((targets != -100).sum()) // 2)
+    assert largest.size == chunk * V
+
+
+def test_one_token_weight_for_all_is_the_token_mean():
+    """The trainers divide before backward; the gradient is then rounded once, not twice."""
+    hidden, weight, targets, _ = _inputs(torch.float64, {})
+    mean = 1.0 / (targets != -100).sum()
+    out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), token_weights=mean)
+    truth = _dense(hidden, weight, targets, TaiLr(0.1)) * mean
+    torch.testing.assert_close(out.loss, truth)
+    got, expected = (_gradients(x, hidden, weight, {}) for x in (out.loss, truth))
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_second_backward_gives_the_same_gradients():
+    """The first one gives its tensors away; what is left must not be scaled twice, or missing."""
+    hidden, weight, targets, options = _inputs(torch.float32, OPTIONS["all"])
+    loss = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), **options).loss
+    leaves = _leaves(hidden, weight, options)
+    first = torch.autograd.grad(loss, leaves, torch.tensor(0.5), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves, torch.tensor(0.5)), first)
+
+
+# -- half precision -----------------------------------------------------------------------------
+
+
+def _confident(dtype, rows=600, width=64, vocabulary=2000):
+    """Logits of a trained model: the target's about 18, the others' far below 0."""
+    make = torch.Generator().manual_seed(0)
+    direction = torch.randn(width, generator=make)
+    weight = torch.randn(vocabulary, width, generator=make) - direction
+    targets = torch.randint(vocabulary, (rows,), generator=make)
+    hidden = weight[targets] / 6 + direction / 8 + torch.randn(rows, width, generator=make) / 4
+    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_nearer_to_the_truth_than_the_plain_path(dtype):
+    """Logits are rounded after the target's is taken off: small numbers where probability is."""
+    hidden, weight, targets = _confident(dtype)
+    wide_hidden, wide_weight, _ = _double(hidden, weight, {})
+    truth = _dense(wide_hidden, wide_weight, targets, TaiLr(0.1))
+    exact = [truth.detach(), *_gradients(truth, wide_hidden, wide_weight, {})]
+    errors = []
+    for program in (_dense, linear_objective_loss):
+        out = program(hidden, weight, targets, TaiLr(0.1))
+        loss = out if torch.is_tensor(out) else out.loss
+        got = [loss.detach(), *_gradients(loss, hidden, weight, {})]
+        errors.append([_error(g, t) for g, t in zip(got, exact, strict=True)])
+    for plain, ours in zip(*errors, strict=True):
+        assert ours < plain, errors
+
+
+def _error_of_many_chunks(monkeypatch):
+    monkeypatch.setitem(chunked.CHUNK_ROWS, "cpu", (16, 16))
+    hidden, weight, targets = _confident(torch.bfloat16)
+    wide_hidden, wide_weight, _ = _double(hidden, weight, {})
+    exact = torch.autograd.grad(_dense(wide_hidden, wide_weight, targets, TaiLr(0.1)), wide_weight)
+    out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1))
+    return _error(torch.autograd.grad(out.loss, weight)[0], exact[0])
+
+
+def test_gradients_of_many_chunks_are_summed_in_float32(monkeypatch):
+    """Summed in bfloat16 over hundreds of chunks they stall: others' users saw training diverge."""
+    ours = _error_of_many_chunks(monkeypatch)
+    monkeypatch.setattr(chunked, "ROUNDED_SUMS", 10**9)
+    assert ours < 0.75 * _error_of_many_chunks(monkeypatch)
+
+
+def test_a_processor_without_half_precision_products_computes_in_float32(monkeypatch):
+    """There a product in bfloat16 takes many times as long as one in float32."""
+    hidden, weight, targets, options = _inputs(torch.bfloat16, OPTIONS["all"])
+    wide_hidden, wide_weight, wide_options = _double(hidden, weight, options)
+    truth = _dense(wide_hidden, wide_weight, targets, TaiLr(0.1), **wide_options)
+    monkeypatch.setattr(chunked, "_multiplies", lambda dtype: False)
+    loss = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), **options).loss
+    assert loss.item() == pytest.approx(truth.item(), rel=1e-5)
+    exact = _gradients(truth, wide_hidden, wide_weight, wide_options)
+    for got, right in zip(_gradients(loss, hidden, weight, options), exact, strict=True):
+        assert got.dtype == torch.bfloat16
+        assert _error(got, right) < torch.finfo(torch.bfloat16).eps / 2  # rounded once, at the end
+
+
+def test_a_banned_token_leaves_the_numbers_finite():
+    """A bias of -inf bans a token; 0 * -inf in one row would make the logged entropy nan."""
+    hidden, weight, targets, options = _inputs(torch.float32, {"bias": True})
+    with torch.no_grad():
+        options["bias"][7] = -torch.inf
+    targets[targets == 7] = 8
+    out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), **options)
+    assert torch.isfinite(out.sums()).all()
+    truth = _dense(hidden, weight, targets, TaiLr(0.1), **options)
+    torch.testing.assert_close(out.loss, truth)
+    got, expected = (_gradients(x, hidden, weight, options) for x in (out.loss, truth))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+# -- the largest logit --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [7, 1024, 1280, 5000])
+def test_the_largest_logit_is_torchs_argmax(width):
+    """By blocks, the tail and equal maxima are easily got wrong."""
+    x = torch.randn(50, width, generator=torch.Generator().manual_seed(0)).round()  # many equal
+    x[0], x[1, -1], x[2, 0] = 0.0, 9.0, 9.0
+    values, places = rows.row_max(x)
+    assert torch.equal(places, x.argmax(-1))
+    assert torch.equal(values, x.amax(-1))
+
+
+def test_a_head_of_zeros_is_not_always_right():
+    """All logits are equal: to count each as the largest would log an accuracy of 1."""
+    targets = torch.arange(40)
+    out = linear_objective_loss(torch.randn(40, 8), torch.zeros(3000, 8), targets, CrossEntropy())
+    assert out.correct.item() == 1
+
+
+# -- log p of every target ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("name", ["plain", "bias", "scale", "softcap", "low rank"])
+def test_log_p_and_its_gradients_equal_the_dense_program(name, backend):
+    """Objectives of whole sequences weigh each token by what comes of all of them."""
+    hidden, weight, targets, options = _inputs(torch.float64, OPTIONS[name])
+    logits = _dense_logits(hidden, weight, **options)
+    truth = -F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
+    logp = linear_target_logp(hidden, weight, targets, backend=backend, **options)
+    torch.testing.assert_close(logp, truth)
+    upstream = torch.randn(N, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    got, expected = (_gradients(x, hidden, weight, options, upstream) for x in (logp, truth))
+    torch.testing.assert_close(got, expected)
+
+
+def test_an_objective_by_way_of_log_p_is_the_objective():
+    """Both levels of the head must be one head; this one under autocast."""
     hidden, weight, targets, _ = _inputs(torch.float32, {})
-    largest = 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logp = linear_target_logp(hidden, weight, targets)
+        out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1))
+    loss = TaiLr(0.1).loss(logp[targets != -100]).sum()
+    torch.testing.assert_close(loss, out.loss)
+    got, expected = (_gradients(x, hidden, weight, {}) for x in (loss, out.loss))
+    for left, right in zip(got, expected, strict=True):
+        assert _error(left, right.double()) < 4 * torch.finfo(torch.bfloat16).eps
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            for x in out if isinstance(out, (tuple, list)) else [out]:
-                if torch.is_tensor(x):
-                    largest = max(largest, x.numel())
-            return out
 
-    with Watch():
-        linear_objective_loss(hidden, weight, targets, TaiLr(0.1)).loss.backward()
-    assert largest == 256 * V
+def test_log_p_makes_no_tensor_of_rows_by_vocabulary():
+    hidden, weight, targets, _ = _inputs(torch.float32, {})
+    chunk = -(-int((targets != -100).sum()) // 2)
+    with _Largest() as largest:
+        linear_target_logp(hidden, weight, targets).sum().backward()
+    assert largest.size == chunk * V
+
+
+# -- the row budget -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["plain", "softcap", "smoothing", "z-loss", "weights"])
+@pytest.mark.parametrize("budget", [1e-2, 0.2])
+def test_a_row_budget_leaves_out_at_most_its_share(budget, name):
+    """What is left out is bounded, or it is no budget. With the identity as weight, the gradient on
+    the hidden states is the gradient on the logits itself."""
+    hidden, _, targets, options = _inputs(torch.float64, OPTIONS[name], ignored=0.0)
+    hidden = (hidden.detach() * 4).requires_grad_()
+    eye, targets = torch.eye(D, dtype=torch.float64), targets % D
+    grads = []
+    for share in (0.0, budget):
+        out = linear_objective_loss(hidden, eye, targets, TaiLr(0.1), row_budget=share, **options)
+        grads.append(torch.autograd.grad(out.loss, hidden)[0])
+    whole, part = grads
+    left_out = (part == 0).all(-1)
+    assert torch.equal(part[~left_out], whole[~left_out])
+    lost, total = whole[left_out].abs().sum(), whole.abs().sum()
+    assert 0 < lost <= budget * total
+    assert lost > 0.8 * budget * total  # it is used
+
+
+def test_a_row_budget_changes_neither_the_loss_nor_the_other_gradients_rows():
+    hidden, weight, targets, _ = _inputs(torch.float32, {})
+    exact = linear_objective_loss(hidden, weight, targets, TaiLr(0.1))
+    out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), row_budget=0.1)
+    assert torch.equal(out.sums(), exact.sums())
+    kept = _gradients(out.loss, hidden, weight, {})[0].abs().sum(-1) > 0
+    (only,) = torch.autograd.grad(
+        linear_objective_loss(hidden[kept], weight, targets[kept], TaiLr(0.1)).loss, weight
+    )
+    out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), row_budget=0.1)
+    torch.testing.assert_close(torch.autograd.grad(out.loss, weight)[0], only)
+
+
+def test_the_head_runs_inside_a_compiled_function():
+    """A compiled step of a user's own must not trace into the chunks, nor lose their gradients."""
+    hidden, weight, targets, _ = _inputs(torch.float32, {})
+
+    def step(h):
+        return linear_objective_loss(h * 2.0, weight, targets, TaiLr(0.1)).loss / 3.0
+
+    compiled = torch.compile(step, backend="aot_eager")(hidden)
+    expected = step(hidden)
+    got, right = (_gradients(x, hidden, weight, {}) for x in (compiled, expected))
+    torch.testing.assert_close(got, right)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +514,10 @@ def test_no_tensor_of_rows_by_vocabulary_is_made():
         ({"bias": torch.zeros(4)}, "bias"),
         ({"token_weights": torch.zeros(2)}, "token_weights"),
         ({"softcap": 0.0}, "softcap"),
+        ({"low_rank": (torch.zeros(3, 2), torch.zeros(7, 1))}, "low_rank"),
+        ({"low_rank": (torch.zeros(2, 2), torch.zeros(7, 2))}, "low_rank"),
+        ({"z_loss": -1.0}, "z_loss"),
+        ({"row_budget": 1.0}, "row_budget"),
         ({"label_smoothing": 1.5}, "label_smoothing"),
         ({"backend": "fast"}, "backend"),
     ],
@@ -340,4 +576,4 @@ def test_objective_loss_weighs_and_masks_tokens():
 
 
 def test_every_backend_is_tested_here():
-    assert set(BACKENDS) == {"auto", "reference", "chunked"}
+    assert set(BACKENDS) == {"reference", "chunked", "triton"}

@@ -6,9 +6,9 @@ import sys
 import tvd_gen
 
 PROMISED = {
-    "TaiLr", "CrossEntropy", "OBJECTIVES", "objective_loss", "linear_objective_loss", "LossOutput",
-    "TokenObjective", "GammaCrossEntropyLoss", "ObjectiveMixin", "ObjectiveTrainer",
-    "Seq2SeqObjectiveTrainer",
+    "TaiLr", "CrossEntropy", "OBJECTIVES", "objective_loss", "linear_objective_loss",
+    "linear_target_logp", "LossOutput", "TokenObjective", "GammaCrossEntropyLoss", "ObjectiveMixin",
+    "ObjectiveTrainer", "Seq2SeqObjectiveTrainer",
 }  # fmt: skip
 
 

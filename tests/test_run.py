@@ -99,7 +99,7 @@ def test_a_run_folder_has_what_the_design_promises(tmp_path, files):
     log = [strict_json(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [2, 4]
     expected = ["step", "epoch", "loss", "nll", "mean_weight", "share_floored", "accuracy"]
-    expected += ["gamma", "learning_rate", "grad_norm", "tokens_per_second"]
+    expected += ["entropy", "gamma", "learning_rate", "grad_norm", "tokens_per_second"]
     assert list(log[0])[: len(expected)] == expected
 
     data = strict_json((run / "data.json").read_text())

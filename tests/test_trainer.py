@@ -330,6 +330,10 @@ def test_the_log_has_the_comparable_numbers(tmp_path):
     assert 0.2 - 1e-6 <= first["mean_weight"] <= 1.0
     assert 0.0 < first["share_floored"] < 1.0
     assert 0.0 <= first["accuracy"] <= 1.0
+    _, logits = own_logits(model, collate(rows(True)))
+    kept = collate(rows(True))["labels"] != -100
+    entropy = torch.distributions.Categorical(logits=logits[kept]).entropy().mean()
+    assert first["entropy"] == pytest.approx(entropy.item(), rel=1e-4)
     assert first["gamma"] == 0.02
     assert first["tokens_per_second"] > 0
 
@@ -357,6 +361,47 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         trainer_for(model, tmp_path, trainer={"head_backend": "logits"}).train()
 
 
+def test_z_loss_and_a_row_budget_reach_the_head(tmp_path):
+    """A setting that is taken and not used changes nothing, in silence."""
+    model = tiny_model("bart")
+    plain = trained(model, tmp_path)
+    z = trained(model, tmp_path, trainer={"z_loss": 0.01})[0]
+    assert z == pytest.approx(oracle_loss(model, TAILR, z_loss=0.01).item(), rel=1e-5)
+    assert z > plain[0] + 0.1
+    loss, norm, _ = trained(model, tmp_path, trainer={"row_budget": 0.2})
+    assert loss == pytest.approx(plain[0], rel=1e-6)
+    assert 0.7 * plain[1] < norm < plain[1]
+    slow = trained(model, tmp_path, trainer={"z_loss": 0.01, "head_backend": "logits"})[0]
+    assert slow == pytest.approx(z, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_weights_in_pure_bfloat16_train_on_the_same_loss(family, tmp_path):
+    """Fine-tuning in bfloat16 throughout: the loss is still summed and averaged in float32."""
+    model = tiny_model(family).bfloat16()
+    loss, norm, _ = trained(model, tmp_path)
+    slow, slow_norm, _ = trained(model, tmp_path, trainer={"head_backend": "logits"})
+    assert (loss, norm) == pytest.approx((slow, slow_norm), rel=2e-2)
+    assert loss != torch.tensor(loss).bfloat16().item()
+
+
+def test_packed_rows_equal_the_rows_apart(tmp_path):
+    """Rows laid end to end, with their positions and labels: the same targets, the same loss."""
+    model = tiny_model("llama")
+    apart = trainer_for(model, tmp_path)
+    loss = apart.compute_loss(apart.model, collate(rows(False)))
+    ids, labels, places = [], [], []
+    for row in rows(False):
+        ids += row["input_ids"]
+        labels += [-100, *row["labels"][1:]]  # no row predicts the first token of the next
+        places += range(len(row["input_ids"]))
+    packed = {"input_ids": ids, "labels": labels, "position_ids": places}
+    batch = {name: torch.tensor([values]) for name, values in packed.items()}
+    together = trainer_for(model, tmp_path)
+    got = together.compute_loss(together.model, batch)
+    assert got.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
 # -- what wraps a model, and settings -----------------------------------------------------------
 
 
@@ -380,38 +425,66 @@ def test_the_step_is_the_same_under(family, settings, tolerance, tmp_path):
     assert (other_loss, other_norm) == pytest.approx((loss, norm), rel=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["lora", "lora-head", "prompt"])
-@pytest.mark.parametrize("family", ["gpt2", "t5"])
-def test_adapters_train_on_the_same_loss(family, kind, tmp_path, caplog):
-    """PEFT calls the base model's forward itself, and prompt tuning lengthens the hidden states."""
+def _with_adapter(family, kind):
+    """The tiny model with an adapter of the kind, its numbers not zero."""
     peft = pytest.importorskip("peft")
     model = tiny_model(family)
     encoder_decoder = model.config.is_encoder_decoder
     task = "SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM"
     if kind == "prompt":
-        config = peft.PromptTuningConfig(task_type=task, num_virtual_tokens=5)
-    else:
-        body = ["q", "v"] if encoder_decoder else ["c_attn"]
-        names = [*body, "lm_head"] if kind == "lora-head" else body
-        config = peft.LoraConfig(task_type=task, target_modules=names, init_lora_weights=False)
-    wrapped = peft.get_peft_model(copy.deepcopy(model), config)
+        return peft.get_peft_model(
+            model, peft.PromptTuningConfig(task_type=task, num_virtual_tokens=5)
+        )
+    body = ["q", "v"] if encoder_decoder else ["c_attn"]
+    changes = {
+        "body": {},
+        "head": {"target_modules": [*body, "lm_head"]},
+        "head-dora": {"target_modules": [*body, "lm_head"], "use_dora": True},
+        "whole-head": {"modules_to_save": ["lm_head"]},
+    }[kind]
+    options = {"target_modules": body, "init_lora_weights": False, "lora_alpha": 3, **changes}
+    return peft.get_peft_model(model, peft.LoraConfig(task_type=task, **options))
+
+
+@pytest.mark.parametrize("kind", ["body", "head", "head-dora", "whole-head", "prompt"])
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_adapters_train_on_the_same_loss(family, kind, tmp_path, caplog):
+    """PEFT calls the base model's forward itself; prompt tuning lengthens the hidden states; an
+    adapter on the head that is not seen would not be trained."""
+    wrapped = _with_adapter(family, kind)
+    encoder_decoder = wrapped.config.is_encoder_decoder
     trainer = trainer_for(wrapped, tmp_path)
     batch = collate(rows(encoder_decoder))
     trainer.model.eval()
     with caplog.at_level(logging.WARNING, logger="tvd_gen"):
         loss = trainer.compute_loss(trainer.model, batch)
-    assert ("own logits" in caplog.text) == (kind == "lora-head")
+    assert ("own logits" in caplog.text) == (kind == "head-dora")
     if encoder_decoder:
         targets = batch["labels"]
-        decoder = model.prepare_decoder_input_ids_from_labels(labels=targets)
+        decoder = tiny_model(family).prepare_decoder_input_ids_from_labels(labels=targets)
         batch = {**batch, "decoder_input_ids": decoder}
     else:
         targets = F.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
     inputs = {k: v for k, v in batch.items() if k != "labels"}
     logits = trainer.model(**inputs).logits[:, -targets.shape[1] :]
-    assert loss.item() == pytest.approx(objective_loss(logits, targets, TAILR).item(), rel=1e-5)
-    loss.backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trainer.model.parameters())
+    expected = objective_loss(logits, targets, TAILR)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    ours = torch.autograd.grad(loss, trained)
+    torch.testing.assert_close(ours, torch.autograd.grad(expected, trained), rtol=1e-4, atol=1e-6)
+    assert all(gradient.abs().sum() > 0 for gradient in ours)
+
+
+def test_an_adapter_that_is_switched_off_is_left_out(tmp_path):
+    """A reference model of preference training is the same model with its adapter off."""
+    trainer = trainer_for(_with_adapter("gpt2", "head"), tmp_path)
+    batch = collate(rows(False))
+    trainer.model.eval()
+    on = trainer.compute_loss(trainer.model, batch).item()
+    with trainer.model.disable_adapter():
+        off = trainer.compute_loss(trainer.model, batch).item()
+    assert off == pytest.approx(oracle_loss(tiny_model("gpt2"), TAILR).item(), rel=1e-5)
+    assert on != pytest.approx(off, rel=1e-4)
 
 
 def test_a_model_that_returns_tuples_trains_through_its_own_logits(tmp_path, caplog):
@@ -546,6 +619,7 @@ def test_trainers_label_smoothing_is_routed(tmp_path):
         ({"schedules": {"gama": Linear(0, 1)}}, {}, "no field gama"),
         ({"schedules": {"gamma": Linear(0, 2)}}, {}, "gamma must"),
         ({"head_backend": "fast"}, {}, "head_backend"),
+        ({"head_backend": "logits", "row_budget": 0.1}, {}, "row_budget"),
         ({"label_smoothing": 0.1}, {"label_smoothing_factor": 0.1}, "twice"),
         ({}, {"average_tokens_across_devices": False}, "average_tokens"),
         ({}, {"metric_for_best_model": "nll", "greater_is_better": True}, "greater_is_better"),

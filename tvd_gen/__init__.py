@@ -8,6 +8,7 @@ if TYPE_CHECKING:
         GammaCrossEntropyLoss,
         LossOutput,
         linear_objective_loss,
+        linear_target_logp,
         objective_loss,
     )
     from tvd_gen.objectives import OBJECTIVES, CrossEntropy, TaiLr, TokenObjective
@@ -25,6 +26,7 @@ __all__ = [
     "TaiLr",
     "TokenObjective",
     "linear_objective_loss",
+    "linear_target_logp",
     "objective_loss",
 ]
 

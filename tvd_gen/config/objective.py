@@ -1,4 +1,4 @@
-"""The `objective` section: a name, its numbers or their schedules, and label smoothing."""
+"""The `objective` section: a name, its numbers or their schedules, and what goes with any."""
 
 import dataclasses
 import functools
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from tvd_gen.objectives import TokenObjective
 
 ScheduleName = Literal["constant", "linear", "cosine", "step"]
-OWN_FIELDS = ("name", "label_smoothing")
+ADDITIONS = ("label_smoothing", "z_loss", "row_budget")
+OWN_FIELDS = ("name", *ADDITIONS)
 
 
 class ObjectiveConfig(BaseModel):
-    """An objective by its name in OBJECTIVES, its fields as numbers or schedules, label smoothing.
+    """An objective by its name in OBJECTIVES, its fields as numbers or schedules, and additions.
 
     A schedule is a section: {schedule: linear, start: 0.0, end: 0.8}, with the fields of the
     schedule of that name in SCHEDULES.
@@ -37,16 +38,21 @@ class ObjectiveConfig(BaseModel):
     name: str = "ce"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """eps of (1 - eps) objective + eps mean(-log p), in [0, 1)"""
+    z_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """weight of each token's squared log-sum-exp; 1e-4 in PaLM"""
+    row_budget: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """share of the head's gradient that may be left out, token by token, for speed"""
 
     @property
     def fields(self) -> dict[str, Any]:
         """The objective's own fields: numbers, and sections that describe schedules."""
         return dict(self.model_extra or {})
 
-    def build(self) -> tuple["TokenObjective", dict[str, Schedule], float]:
-        """The objective (at progress 0), the schedules of its scheduled fields, label smoothing."""
+    def build(self) -> tuple["TokenObjective", dict[str, Schedule], dict[str, Any]]:
+        """The objective (at progress 0), the schedules of its scheduled fields, the additions."""
         schedules = _schedules(self.fields)
-        return self._at(0.0, schedules), schedules, self.label_smoothing
+        additions = {name: getattr(self, name) for name in ADDITIONS}
+        return self._at(0.0, schedules), schedules, additions
 
     def _at(self, progress: float, schedules: Mapping[str, Schedule]) -> "TokenObjective":
         numbers = {name: schedule(progress) for name, schedule in schedules.items()}

@@ -1,6 +1,6 @@
 """The head of a language model: hidden states, a weight matrix and an objective -> one loss."""
 
-from tvd_gen.head.linear import BACKENDS, linear_objective_loss
+from tvd_gen.head.linear import BACKENDS, linear_objective_loss, linear_target_logp
 from tvd_gen.head.logits import GammaCrossEntropyLoss, objective_loss
 from tvd_gen.head.output import LossOutput
 from tvd_gen.head.reference import capped, logits_loss
@@ -11,6 +11,7 @@ __all__ = [
     "LossOutput",
     "capped",
     "linear_objective_loss",
+    "linear_target_logp",
     "logits_loss",
     "objective_loss",
 ]

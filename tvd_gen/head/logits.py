@@ -28,15 +28,18 @@ def objective_loss(
     *,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     token_weights: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The objective of each target, for any classification problem.
 
-        loss_i = token_weight_i * ((1 - eps) objective(log p_i) + eps / V * sum over v of -log p_iv)
+        loss_i = token_weight_i * ((1 - eps) objective(log p_i) + eps / V * sum over v of -log p_iv
+                                   + z_loss * lse_i^2)
 
     logits (..., V), targets (...) of class numbers, token_weights (...); eps = label_smoothing,
-    whose term is not weighted by the objective (as in the published code). Returns nats: (...) with
+    whose term is not weighted by the objective (as in the published code); lse is the log-sum-exp
+    of a row's logits. Returns nats: (...) with
     0 at ignored targets for "none", else the sum, or the sum over the number of kept targets (0
     where none is kept). Maths in float32, float64 for float64 logits. Raises ValueError for shapes
     that do not fit.
@@ -57,7 +60,10 @@ def objective_loss(
         )
     check_smoothing(label_smoothing)
     kept = targets != ignore_index
-    losses = _row_losses(in_float32(logits[kept]), targets[kept], objective, label_smoothing)
+    rows = in_float32(logits[kept])
+    losses = _row_losses(rows, targets[kept], objective, label_smoothing)
+    if z_loss:
+        losses = losses + z_loss * rows.logsumexp(-1) ** 2
     if token_weights is not None:
         losses = losses * token_weights[kept]
     if reduction == "none":

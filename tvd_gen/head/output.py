@@ -16,7 +16,7 @@ class LossOutput:
     """
 
     loss: Tensor
-    """sum of token_weight * objective, label smoothing included, in nats"""
+    """sum of token_weight * objective, label smoothing and z-loss included, in nats"""
     nll: Tensor
     """sum of -log p, in nats"""
     tokens: Tensor
@@ -27,8 +27,10 @@ class LossOutput:
     """sum of the objective's weight(log p)"""
     floored: Tensor
     """how many have their weight at the objective's floor"""
+    entropy: Tensor
+    """sum of the entropies of the softmax, in nats"""
 
     def sums(self) -> Tensor:
-        """(6,) all fields in order, detached, float64: what is accumulated and added over ranks."""
+        """(7,) all fields in order, detached, float64: what is accumulated and added over ranks."""
         values = [getattr(self, f.name).detach() for f in fields(self)]
         return torch.stack([v.to(torch.float64) for v in values])

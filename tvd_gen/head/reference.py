@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tvd_gen.head.logits import in_float32, objective_loss, target_logp
 from tvd_gen.head.output import LossOutput
+from tvd_gen.head.problem import Operands, Options
 from tvd_gen.objectives import TokenObjective
 
 
@@ -21,20 +22,23 @@ def logits_loss(
     objective: TokenObjective,
     *,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     token_weights: Tensor | None = None,
 ) -> LossOutput:
-    """(N, V) logits and (N,) targets, none ignored -> the sums."""
+    """(N, V) logits and (N,) targets, none ignored -> the sums; token_weights (N,) or ()."""
     loss = objective_loss(
         logits,
         targets,
         objective,
         ignore_index=-1,  # no class number: the caller has dropped the ignored rows
         label_smoothing=label_smoothing,
-        token_weights=token_weights,
+        z_loss=z_loss,
+        token_weights=None if token_weights is None else token_weights.expand(len(targets)),
         reduction="sum",
     )
     with torch.no_grad():
-        logp = target_logp(in_float32(logits), targets)
+        wide = in_float32(logits)
+        logp = target_logp(wide, targets)
         return LossOutput(
             loss=loss,
             nll=-logp.sum(),
@@ -42,23 +46,32 @@ def logits_loss(
             correct=(logits.argmax(-1) == targets).to(logp.dtype).sum(),
             weight=objective.weight(logp).sum(),
             floored=objective.floored(logp).to(logp.dtype).sum(),
+            entropy=(wide.logsumexp(-1) - (wide.softmax(-1) * wide).sum(-1)).sum(),
         )
 
 
+def final_logits(operands: Operands, options: Options) -> Tensor:
+    """(N, V) logits in float32, float64 for float64."""
+    logits = F.linear(operands.hidden, operands.weight, operands.bias)
+    for hidden, weight in operands.pairs[1:]:
+        logits = logits + F.linear(hidden, weight)
+    return capped(in_float32(logits), options.scale, options.softcap)
+
+
 def reference_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    token_weights: Tensor | None,
-    objective: TokenObjective,
-    *,
-    scale: float,
-    softcap: float | None,
-    label_smoothing: float,
+    operands: Operands, targets: Tensor, token_weights: Tensor | None, options: Options
 ) -> LossOutput:
-    """The dense head on rows none of which is ignored."""
-    logits = capped(in_float32(F.linear(hidden, weight, bias)), scale, softcap)
+    """The dense head on rows none of which is ignored; it leaves no row out of the gradient."""
     return logits_loss(
-        logits, targets, objective, label_smoothing=label_smoothing, token_weights=token_weights
+        final_logits(operands, options),
+        targets,
+        options.objective,
+        label_smoothing=options.label_smoothing,
+        z_loss=options.z_loss,
+        token_weights=token_weights,
     )
+
+
+def reference_logp(operands: Operands, targets: Tensor, options: Options) -> Tensor:
+    """(N,) log p of the targets, all logits kept."""
+    return target_logp(final_logits(operands, options), targets)

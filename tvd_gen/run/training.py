@@ -44,8 +44,8 @@ from tvd_gen.trainer import Seq2SeqObjectiveTrainer, check_finite
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 LOGGED = (
-    "step", "epoch", "loss", "nll", "mean_weight", "share_floored", "accuracy", "gamma",
-    "learning_rate", "grad_norm", "tokens_per_second",
+    "step", "epoch", "loss", "nll", "mean_weight", "share_floored", "accuracy", "entropy",
+    "gamma", "learning_rate", "grad_norm", "tokens_per_second",
 )  # fmt: skip
 """What comes first in a line of log.jsonl, in this order."""
 
@@ -181,7 +181,7 @@ def make_trainer(
 ) -> Seq2SeqObjectiveTrainer:
     """The trainer of a prepared run, reporting into its folder and to `progress`."""
     config, model, tokenizer = prepared.config, prepared.model, prepared.tokenizer
-    objective, schedules, label_smoothing = config.objective.build()
+    objective, schedules, additions = config.objective.build()
     set_generation(model, config)
     settings = arguments(config, folder.checkpoints, say)
     with config_faults(RuntimeError):
@@ -196,8 +196,8 @@ def make_trainer(
             callbacks=[Reporter(folder.log, progress)],
             objective=objective,
             schedules=schedules,
-            label_smoothing=label_smoothing,
             max_tokens=config.training.max_tokens,
+            **additions,
         )
     trainer.remove_callback(PrinterCallback)
     return trainer

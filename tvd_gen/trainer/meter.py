@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -16,9 +17,9 @@ class Meter:
         self.sums: Tensor | None = None
         self.since = time.perf_counter()
 
-    def add(self, output: LossOutput) -> None:
-        """One micro-batch more."""
-        sums = output.sums()
+    def add(self, output: LossOutput, token_weight: Tensor) -> None:
+        """One micro-batch more, whose loss was multiplied by token_weight ()."""
+        sums = replace(output, loss=output.loss.detach() / token_weight).sums()
         self.sums = sums if self.sums is None else self.sums + sums
 
     def read(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -28,7 +29,7 @@ class Meter:
         self.since = time.perf_counter()
         if sums is None:
             return {}
-        loss, nll, tokens, correct, weight, floored = over_ranks(sums).tolist()
+        loss, nll, tokens, correct, weight, floored, entropy = over_ranks(sums).tolist()
         tokens = max(tokens, 1.0)
         return {
             "loss": loss / tokens,
@@ -36,6 +37,7 @@ class Meter:
             "mean_weight": weight / tokens,
             "share_floored": floored / tokens,
             "accuracy": correct / tokens,
+            "entropy": entropy / tokens,
             "tokens": tokens,
             "seconds": seconds,
         }

@@ -29,6 +29,7 @@ from tvd_gen.trainer.output_head import (
     IGNORE,
     Interceptor,
     LossRequest,
+    LossSettings,
     intercept,
     take_targets,
 )
@@ -58,15 +59,19 @@ class ObjectiveMixin(_Base):
     objective: a TokenObjective, or a name of OBJECTIVES that needs no numbers.
     schedules: field of the objective -> Schedule of progress, e.g. {"gamma": Linear(0.0, 0.8)}.
     label_smoothing: eps of an unweighted uniform term; args.label_smoothing_factor is taken too.
-    head_backend: auto | reference | chunked, or logits for the model's own logits.
+    z_loss: weight of each token's squared log-sum-exp (PaLM: 1e-4), 0 for none.
+    row_budget: share of the head's gradient that may be left out, token by token, for speed; 0 for
+        none. See linear_objective_loss.
+    head_backend: auto | reference | chunked | triton, or logits for the model's own logits.
     max_tokens: a budget of padded tokens (rows * longest) for each training batch of a device, in
         place of a number of rows; the training set needs a column `length`, which the collator
         gets too.
 
-    The log gains nll, mean_weight, share_floored, accuracy (token means since the last log), the
-    objective's fields and tokens_per_second; evaluation gains nll, perplexity, accuracy,
-    mean_weight and share_floored, and its loss is the token mean. Raises ValueError for settings
-    that would change the loss in silence, NonFiniteError at a log whose loss is not finite.
+    The log gains nll, mean_weight, share_floored, accuracy, entropy (token means since the last
+    log), the objective's fields and tokens_per_second; evaluation gains nll, perplexity, accuracy,
+    entropy, mean_weight and share_floored, and its loss is the token mean. Raises ValueError for
+    settings that would change the loss in silence, NonFiniteError at a log whose loss is not
+    finite.
     """
 
     def __init__(
@@ -75,14 +80,15 @@ class ObjectiveMixin(_Base):
         objective: TokenObjective | str = "ce",
         schedules: Mapping[str, Schedule] | None = None,
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        row_budget: float = 0.0,
         head_backend: str = "auto",
         max_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.objective: TokenObjective = _objective(objective)
         self.schedules: dict[str, Schedule] = dict(schedules or {})
-        self.label_smoothing = label_smoothing
-        self.head_backend = head_backend
+        self.loss_settings = LossSettings(label_smoothing, z_loss, row_budget, head_backend)
         self.max_tokens = max_tokens
         self._train_meter, self._eval_meter = Meter(), Meter()
         self._interceptor: Interceptor | None = None
@@ -103,9 +109,13 @@ class ObjectiveMixin(_Base):
             raise ValueError(f"schedules: {type(self.objective).__name__} has no field {unknown}")
         for progress in (0.0, 1.0):
             self._objective_at(progress)
-        if self.head_backend not in (*BACKENDS, "logits"):
-            known = ", ".join((*BACKENDS, "logits"))
-            raise ValueError(f"head_backend must be one of {known}, got {self.head_backend!r}")
+        settings, known = self.loss_settings, ("auto", *BACKENDS, "logits")
+        if settings.backend not in known:
+            raise ValueError(
+                f"head_backend must be one of {', '.join(known)}, got {settings.backend!r}"
+            )
+        if settings.backend == "logits" and settings.row_budget:
+            raise ValueError("row_budget needs the head: not with head_backend='logits'")
 
     def _check_arguments(self) -> None:
         if self.compute_loss_func is not None:
@@ -125,9 +135,11 @@ class ObjectiveMixin(_Base):
                 "predict_with_generate needs an encoder-decoder: a decoder's inputs hold the target"
             )
         if self.args.label_smoothing_factor:
-            if self.label_smoothing:
+            if self.loss_settings.label_smoothing:
                 raise ValueError("label smoothing is given twice: drop args.label_smoothing_factor")
-            self.label_smoothing = self.args.label_smoothing_factor
+            self.loss_settings = dataclasses.replace(
+                self.loss_settings, label_smoothing=self.args.label_smoothing_factor
+            )
 
     # -- the objective --------------------------------------------------------------------------
 
@@ -160,29 +172,37 @@ class ObjectiveMixin(_Base):
             )
         self._complete(inputs, targets)
         keep = return_outputs if self._keep_logits is None else self._keep_logits
-        objective = self.current_objective()
-        request = LossRequest(targets, objective, self.label_smoothing, keep)
+        objective, weight = (
+            self.current_objective(),
+            self._token_weight(targets, num_items_in_batch),
+        )
+        request = LossRequest(targets, objective, weight, keep)
         with self._intercepting(model, inputs).serving(request):
             outputs = model(**inputs)
         assert request.output is not None
         if model.training:
-            self._train_meter.add(request.output)
+            self._train_meter.add(request.output, weight)
             self._trained_objective = objective
         else:
-            self._eval_meter.add(request.output)
-        loss = self._token_mean(outputs, request.output.tokens, num_items_in_batch)
+            self._eval_meter.add(request.output, weight)
+        loss = self._with_auxiliary(outputs)
         return (loss, outputs) if return_outputs else loss
 
-    def _token_mean(
-        self, outputs: Any, tokens: Tensor, num_items_in_batch: Tensor | int | None
-    ) -> Tensor:
-        total: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs["loss"]
-        count = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
-        loss = total / count.to(total.device).clamp(min=1)
-        if num_items_in_batch is not None:
+    def _token_weight(self, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """What makes a sum over this micro-batch its part of the mean over the global batch's
+        targets. Known before the forward pass, so that gradients are made at their final size."""
+        if num_items_in_batch is None:
+            count, ranks = (targets != IGNORE).sum(), 1
+        else:
+            count = torch.as_tensor(num_items_in_batch, device=targets.device)
             # Gradients are averaged over ranks, and the count is that of all ranks.
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
-        auxiliary = getattr(outputs, "aux_loss", None)  # mixtures of experts
+            ranks = self.accelerator.num_processes // self.get_tp_size()
+        return ranks / count.clamp(min=1).float()
+
+    def _with_auxiliary(self, outputs: Any) -> Tensor:
+        """The loss, with that of a mixture of experts."""
+        loss: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs["loss"]
+        auxiliary = getattr(outputs, "aux_loss", None)
         if auxiliary is not None:
             # A mean over each micro-batch: it is shared out, as it is not divided by tokens.
             steps = self.current_gradient_accumulation_steps if self.is_in_train else 1
@@ -212,7 +232,7 @@ class ObjectiveMixin(_Base):
                 self._interceptor.remove()
             rows = {k: v[:2] if torch.is_tensor(v) and v.dim() else v for k, v in inputs.items()}
             with self.accelerator.autocast():
-                self._interceptor = intercept(bare, self._language_model, rows, self.head_backend)
+                self._interceptor = intercept(bare, self._language_model, rows, self.loss_settings)
         return self._interceptor
 
     @property

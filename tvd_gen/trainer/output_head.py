@@ -36,10 +36,27 @@ class UnknownHead(Exception):
 
 
 @dataclass(frozen=True)
-class OutputHead:
-    """From last hidden states to logits: cap(scale * (hidden @ weight.T + bias))."""
+class LossSettings:
+    """What a run adds to its objective, and how the head is computed; see linear_objective_loss."""
 
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    row_budget: float = 0.0
+    backend: str = "auto"
+    """one of BACKENDS, auto, or logits for the model's own logits"""
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """From last hidden states to logits: cap(scale * (hidden @ weight.T + bias)).
+
+    The weight is that of `linear`, with a LoRA adapter's product where `module` has one.
+    """
+
+    module: nn.Module
+    """what the model calls"""
     linear: nn.Linear
+    """module itself, or the linear layer under its adapter"""
     bias_buffer: Tensor | None = None
     """(1, V) `final_logits_bias` of the BART family, added after the linear layer"""
     scale: float = 1.0
@@ -53,48 +70,90 @@ class OutputHead:
         buffer = self.bias_buffer.reshape(-1)
         return buffer if self.linear.bias is None else buffer + self.linear.bias
 
+    def low_rank(self, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
+        """a (N, r) and b (V, r): the active adapters add a @ b.T to the logits."""
+        layer: Any = self.module
+        if self.module is self.linear or layer.disable_adapters or layer.merged:
+            return None
+        names = [name for name in layer.active_adapters if name in layer.lora_A]
+        parts = [(layer.lora_A[name], layer.lora_B[name].weight, name) for name in names]
+        if not parts:
+            return None
+        downs = [
+            down(layer.lora_dropout[name](hidden.to(down.weight.dtype))) * layer.scaling[name]
+            for down, _, name in parts
+        ]
+        return torch.cat(downs, -1), torch.cat([up for _, up, _ in parts], -1)
+
     def loss(
         self,
         hidden: Tensor,
         targets: Tensor,
         objective: TokenObjective,
-        *,
-        label_smoothing: float,
-        backend: str,
+        token_weight: Tensor,
+        settings: LossSettings,
     ) -> LossOutput:
-        """(N, D) hidden states and (N,) targets -> the sums of the objective."""
+        """(N, D) hidden states and (N,) targets, none ignored -> the sums of the objective."""
         return linear_objective_loss(
             hidden,
             self.linear.weight,
             targets,
             objective,
             bias=self.bias,
+            low_rank=self.low_rank(hidden),
             scale=self.scale,
             softcap=self.softcap,
-            ignore_index=IGNORE,
-            label_smoothing=label_smoothing,
-            backend=backend,
+            ignore_index=None,
+            label_smoothing=settings.label_smoothing,
+            z_loss=settings.z_loss,
+            token_weights=token_weight,
+            row_budget=settings.row_budget,
+            backend=settings.backend,
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V), as this description says."""
-        return capped(F.linear(hidden, self.linear.weight, self.bias), self.scale, self.softcap)
+        logits = F.linear(hidden, self.linear.weight, self.bias)
+        if (low := self.low_rank(hidden)) is not None:
+            logits = logits + F.linear(*low)
+        return capped(logits, self.scale, self.softcap)
 
 
 def describe_head(model: Any) -> OutputHead:
     """The head as the model's config tells it; UnknownHead where it is no plain linear layer."""
     find = getattr(model, "get_output_embeddings", None)
-    linear = find() if find is not None else None
+    module = find() if find is not None else None
+    if module is None:
+        raise UnknownHead(f"{type(model).__name__} has no output embeddings")
+    module = _trained_copy(module)
+    linear = module.base_layer if _is_plain_lora(module) else module
     if type(linear) is not nn.Linear:
-        kind = (
-            "no output embeddings" if linear is None else f"a {type(linear).__name__} as its head"
-        )
-        raise UnknownHead(f"{type(model).__name__} has {kind}")
+        raise UnknownHead(f"{type(model).__name__} has a {type(module).__name__} as its head")
     config = model.config.get_text_config(decoder=True)
     scale = _number(config, "logit_scale") or 1.0  # Cohere
     divisor = _number(config, "logits_scaling") or 1.0  # Granite
     cap = _number(config, "final_logit_softcapping") or _number(config, "logits_soft_cap")
-    return OutputHead(linear, getattr(model, "final_logits_bias", None), scale / divisor, cap)
+    bias = getattr(model, "final_logits_bias", None)
+    return OutputHead(module, linear, bias, scale / divisor, cap)
+
+
+def _trained_copy(module: Any) -> Any:
+    """The copy of a whole module that PEFT trains in its place (`modules_to_save`), or itself."""
+    copies = getattr(module, "modules_to_save", None)
+    if not isinstance(copies, nn.ModuleDict):
+        return module
+    active = [name for name in module.active_adapters if name in copies]
+    return copies[active[0]] if active else module
+
+
+def _is_plain_lora(module: Any) -> bool:
+    """Whether it is PEFT's LoRA of a linear layer, without its variants (DoRA and others)."""
+    return (
+        hasattr(module, "lora_A")
+        and hasattr(module, "base_layer")
+        and not getattr(module, "lora_variant", None)
+        and all(up.bias is None for up in module.lora_B.values())
+    )
 
 
 def _number(config: Any, name: str) -> float | None:
@@ -142,7 +201,7 @@ def _run_head(
         seen.append(args[0] * factor)
         return (seen[-1], *args[1:])
 
-    hook = head.linear.register_forward_pre_hook(amplify)
+    hook = head.module.register_forward_pre_hook(amplify)
     training = [module for module in model.modules() if module.training]
     model.eval()  # no dropout: it would spend random numbers, and a resumed run would differ
     try:
@@ -163,9 +222,25 @@ class LossRequest:
     targets: Tensor
     """(B, T) aligned with the last T positions of the hidden states"""
     objective: TokenObjective
-    label_smoothing: float = 0.0
+    token_weight: Tensor
+    """() what the loss of each token is multiplied by"""
     keep_logits: bool = False
     output: LossOutput | None = None
+    kept: Tensor = field(init=False)
+    """(N,) places in the flat targets that are not ignored; N is needed by the host, and found out
+    here, before the body keeps a GPU busy"""
+
+    def __post_init__(self) -> None:
+        self.kept = (self.targets.reshape(-1) != IGNORE).nonzero().squeeze(-1)
+
+    def rows(self, states: Tensor) -> Tensor:
+        """(B, T or more, width) -> (N, width), where there is a target."""
+        states = states[:, -self.targets.shape[1] :]  # prompt tuning puts tokens before the input
+        return states.reshape(-1, states.shape[-1]).index_select(0, self.kept)
+
+    def kept_targets(self) -> Tensor:
+        """(N,)"""
+        return self.targets.reshape(-1).index_select(0, self.kept)
 
 
 @dataclass
@@ -180,13 +255,13 @@ class Interceptor:
     model: nn.Module
     """the model without wrappers: what is called as a module"""
     head: OutputHead | None
-    backend: str
+    settings: LossSettings
     request: LossRequest | None = None
     hooks: list[RemovableHandle] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.head is not None:
-            self.hooks.append(self.head.linear.register_forward_pre_hook(self._at_the_head))
+            self.hooks.append(self.head.module.register_forward_pre_hook(self._at_the_head))
         # First of the hooks: a wrapper's hook on the same module must find the loss in the outputs.
         self.hooks.append(self.model.register_forward_hook(self._at_the_end, prepend=True))
 
@@ -209,13 +284,12 @@ class Interceptor:
         if self.request is None or self.head is None:
             return None
         hidden, request = args[0], self.request
-        length = request.targets.shape[1]  # prompt tuning puts virtual tokens before the input
         request.output = self.head.loss(
-            hidden[:, -length:].reshape(-1, hidden.shape[-1]),
-            request.targets.reshape(-1),
+            request.rows(hidden),
+            request.kept_targets(),
             request.objective,
-            label_smoothing=request.label_smoothing,
-            backend=self.backend,
+            request.token_weight,
+            self.settings,
         )
         return None if request.keep_logits else (hidden[:, :0], *args[1:])
 
@@ -233,25 +307,26 @@ class Interceptor:
 
     def _from_logits(self, outputs: Any, request: LossRequest) -> LossOutput:
         logits = outputs[0] if isinstance(outputs, tuple) else outputs.logits
-        kept = request.targets != IGNORE
         return logits_loss(
-            logits[:, -request.targets.shape[1] :][kept],
-            request.targets[kept],
+            request.rows(logits),
+            request.kept_targets(),
             request.objective,
-            label_smoothing=request.label_smoothing,
+            label_smoothing=self.settings.label_smoothing,
+            z_loss=self.settings.z_loss,
+            token_weights=request.token_weight,
         )
 
 
 def intercept(
-    model: nn.Module, core: nn.Module, inputs: Mapping[str, Any], backend: str
+    model: nn.Module, core: nn.Module, inputs: Mapping[str, Any], settings: LossSettings
 ) -> Interceptor:
     """An interceptor on `model`, whose language model is `core`, checked on the rows of `inputs`.
 
     A head that cannot be described or differs from its description runs through its own logits, and
     the log says why.
     """
-    if backend == "logits":
-        return Interceptor(model, None, backend)
+    if settings.backend == "logits":
+        return Interceptor(model, None, settings)
     try:
         head = describe_head(core)
         check_head(model, head, inputs)
@@ -267,8 +342,8 @@ def intercept(
         logger.warning(
             "the loss is taken from the model's own logits (slower, more memory): %s", reason
         )
-        return Interceptor(model, None, "logits")
-    return Interceptor(model, head, backend)
+        return Interceptor(model, None, settings)
+    return Interceptor(model, head, settings)
 
 
 @torch.no_grad()
