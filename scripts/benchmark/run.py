@@ -1,0 +1,156 @@
+"""The head against its peers, one command, one table for each shape.
+
+    python scripts/benchmark/run.py                    # everything that runs on this machine
+    python scripts/benchmark/run.py --only bf16 fp32   # some of the cases
+    python scripts/benchmark/run.py --check            # small shapes, and loose bounds: 1 if broken
+
+Ratios are to the first row of each table. Peers that are not installed, or need a GPU, are told:
+`pip install -e '.[benchmark]'`.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cases import HeadCase, StepCase
+from measure import measure
+
+TORCH = [
+    f"torch {policy} {rows}" for policy in ("compact", "balanced") for rows in (256, 512, 1024)
+]
+OURS = ["ours ce", "ours tailr"]
+PEERS = ["torch.compile", "torch auto", "torch accurate 512", *TORCH, "trl", "cce compile"]
+GPU_PEERS = ["torch.compile", "torch auto", "torch compact 1024", "trl", "liger", "cce"]
+
+CASES: dict[str, tuple[HeadCase | StepCase, list[str]]] = {
+    "bf16": (HeadCase(), ["hf", *OURS, *PEERS, "hf tailr", "products"]),
+    "fp32": (HeadCase(dtype="fp32"), ["hf", *OURS, *PEERS, "hf tailr", "products"]),
+    "ignored": (HeadCase(ignored=0.5), ["hf", *OURS, "torch accurate 512", "trl"]),
+    "ignored-fp32": (
+        HeadCase(ignored=0.5, dtype="fp32"),
+        ["hf", *OURS, "torch compact 512", "trl"],
+    ),
+    "small": (HeadCase(width=512, vocabulary=32000), ["hf", *OURS, "torch accurate 512"]),
+    "llama": (
+        HeadCase(vocabulary=128256),
+        ["hf", *OURS, "torch accurate 512", "torch accurate 256"],
+    ),
+    "gemma": (
+        HeadCase(rows=1024, width=640, vocabulary=262144),
+        ["hf", *OURS, "torch accurate 512", "torch accurate 256"],
+    ),
+    "step": (StepCase(), ["stock", *OURS]),
+    "step-autocast": (StepCase(precision="autocast"), ["stock", *OURS]),
+}
+GPU_CASES: dict[str, tuple[HeadCase | StepCase, list[str]]] = {
+    name: (case, ["hf", *OURS, "ours chunked", *GPU_PEERS, "products"])
+    for name, case in {
+        "gpu": HeadCase(4096, 4096, 128256, device="cuda"),
+        "gpu-ignored": HeadCase(4096, 4096, 128256, ignored=0.5, device="cuda"),
+        "gpu-small": HeadCase(8192, 768, 50257, device="cuda"),
+        "gpu-gemma": HeadCase(8192, 2304, 262144, device="cuda"),
+    }.items()
+}
+CHECK: dict[str, tuple[HeadCase | StepCase, list[str]]] = {
+    "check-bf16": (HeadCase(1024, 512, 32000), ["hf", *OURS]),
+    "check-fp32": (HeadCase(1024, 512, 32000, dtype="fp32"), ["hf", *OURS]),
+    "check-ignored": (HeadCase(1024, 512, 32000, ignored=0.5), ["hf", *OURS]),
+}
+# Twice what is reached or more: they find a path that is lost, not a busy machine.
+BOUNDS = {
+    "check-bf16": {"seconds": 1.0, "peak": 0.4},
+    "check-fp32": {"seconds": 1.1, "peak": 0.6},
+    "check-ignored": {"seconds": 0.7, "peak": 0.4},
+}
+
+
+def table(case: HeadCase | StepCase, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown; the first method is what the others are compared with."""
+    base = next(iter(results.values()))
+    lines = [f"### {case}", "", "| | time | ratio | peak MB | ratio | loss | dh | dW |"]
+    lines.append("|---" * 8 + "|")
+    for method, numbers in results.items():
+        if "failed" in numbers:
+            lines.append(f"| {method} | {numbers['failed']} |" + " |" * 6)
+            continue
+        ratios = [numbers[k] / base[k] for k in ("seconds", "peak")]
+        errors = [numbers.get(f"{name} error") for name in ("loss", "dh", "dW")]
+        of_ce = "tailr" not in method and None not in errors
+        lines.append(
+            f"| {method} | {numbers['seconds'] * 1e3:.0f} ms | {ratios[0]:.2f} | "
+            f"{numbers['peak']:.0f} | {ratios[1]:.2f} | "
+            + " | ".join(f"{e:.1e}" if of_ce and e is not None else "" for e in errors)
+            + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def broken(name: str, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the check finds: ratios beyond the bounds, and errors beyond the plain path's."""
+    base, found = results["hf"], []
+    for method in OURS:
+        for number, bound in BOUNDS[name].items():
+            ratio = results[method][number] / base[number]
+            if ratio > bound:
+                found.append(f"{name}: {method} {number} {ratio:.2f}, at most {bound}")
+    ratio = results["ours tailr"]["seconds"] / results["ours ce"]["seconds"]
+    if ratio > 1.3:
+        found.append(f"{name}: tailr takes {ratio:.2f} of cross-entropy's time, at most 1.3")
+    for error in ("loss error", "dh error", "dW error"):
+        if results["ours ce"][error] > base[error] + 1e-6:
+            found.append(f"{name}: {error} {results['ours ce'][error]:.1e}, hf {base[error]:.1e}")
+    return found
+
+
+def machine() -> str:
+    """Processor, threads and versions."""
+    names = Path("/proc/cpuinfo")
+    model = (
+        next(
+            (
+                x.split(":")[1].strip()
+                for x in names.read_text().splitlines()
+                if x.startswith("model name")
+            ),
+            platform.processor(),
+        )
+        if names.exists()
+        else platform.processor()
+    )
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}{gpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def main() -> None:
+    """Measure and print."""
+    everything = {**CASES, **(GPU_CASES if torch.cuda.is_available() else {})}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=[*everything], default=[*everything])
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    cases = CHECK if given.check else {name: everything[name] for name in given.only}
+    print(machine() + "\n", flush=True)
+    faults, record = [], {"machine": machine()}
+    for name, (case, methods) in cases.items():
+        results = measure(case, methods, given.steps)
+        print(table(case, results), flush=True)
+        record[name] = results
+        if given.json:
+            given.json.write_text(json.dumps(record, indent=1))
+        if given.check:
+            faults += broken(name, results)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()
