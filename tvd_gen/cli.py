@@ -267,8 +267,9 @@ def _options(
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Threads that wait by spinning made a step five times slower on two cores that others use too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait by spinning for long made a step five times slower on two cores that others
+    # use too; threads that fall asleep at once make the head slower by half on idle ones.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _load(config: str, overrides: list[str] | None) -> "RunConfig":
