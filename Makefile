@@ -15,11 +15,13 @@ STAMP := $(VENV)/.installed
 # Threads that spin for long while they wait are several times slower on cores that others use too.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help demo test setup clean
+.PHONY: help demo test benchmark benchmark-check setup clean
 
 help:
 	@echo "make demo   set up, train a summarizer with the gamma loss, evaluate it"
 	@echo "make test   set up, then lint, types and tests"
+	@echo "make benchmark        the head and a whole step beside their peers; half an hour"
+	@echo "make benchmark-check  the same small, with loose bounds; a minute"
 	@echo "make setup  the environment in $(VENV) alone"
 	@echo "make clean  remove the environment and the demo's run"
 
@@ -34,6 +36,12 @@ test: $(STAMP)
 	$(BIN)/mypy --strict tvd_gen
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+benchmark: $(STAMP)
+	$(BIN)/python scripts/benchmark/run.py
+
+benchmark-check: $(STAMP)
+	$(BIN)/python scripts/benchmark/run.py --check --steps 5
 
 setup: $(STAMP)
 

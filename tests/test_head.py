@@ -282,6 +282,17 @@ def test_a_users_own_objective_needs_only_a_loss():
         linear_objective_loss(hidden, weight, targets, _Squared())
 
 
+class _Products(torch.utils._python_dispatch.TorchDispatchMode):
+    """How many matrix products are made within."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm,
+                                              torch.ops.aten.addmm_)  # fmt: skip
+        return func(*args, **(kwargs or {}))
+
+
 class _Largest(torch.utils._python_dispatch.TorchDispatchMode):
     """The size of the largest tensor that is made within."""
 
@@ -314,6 +325,42 @@ def test_one_token_weight_for_all_is_the_token_mean():
     torch.testing.assert_close(out.loss, truth)
     got, expected = (_gradients(x, hidden, weight, {}) for x in (out.loss, truth))
     torch.testing.assert_close(got, expected)
+
+
+def test_token_weights_that_want_a_gradient_are_refused():
+    """They would get none, in silence."""
+    hidden, weight, targets, _ = _inputs(torch.float32, {})
+    weights = torch.rand(N, requires_grad=True)
+    with pytest.raises(ValueError, match="detach"):
+        linear_objective_loss(hidden, weight, targets, TaiLr(0.1), token_weights=weights)
+
+
+@pytest.mark.parametrize("program", [linear_target_logp, linear_objective_loss])
+def test_second_derivatives_are_refused(program):
+    """A gradient penalty would be trained on a gradient of 0."""
+    hidden, weight, targets, _ = _inputs(torch.float32, {})
+    options = [TaiLr(0.1)] if program is linear_objective_loss else []
+    out = program(hidden, weight, targets, *options)
+    loss = out if torch.is_tensor(out) else out.loss
+    with pytest.raises(RuntimeError, match="first derivatives"):
+        torch.autograd.grad(loss.sum(), hidden, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "products"), [((0, 0), 3), ((1, 0), 6), ((0, 1), 6), ((1, 1), 9)]
+)
+def test_only_the_wanted_products_are_made(wanted, products):
+    """A frozen head that pays for its gradient all the same costs a third more, and is not seen."""
+    hidden, weight, targets, _ = _inputs(torch.float64, {}, ignored=0.0)
+    for leaf, want in zip((hidden, weight), wanted, strict=True):
+        leaf.requires_grad_(bool(want))
+    with _Products() as made:
+        linear_objective_loss(hidden, weight, targets, TaiLr(0.1))
+    assert made.count == products  # three chunks
+    if any(wanted):
+        with _Products() as made:
+            linear_target_logp(hidden, weight, targets).sum().backward()
+        assert made.count == 3 + products
 
 
 def test_a_second_backward_gives_the_same_gradients():
@@ -352,7 +399,7 @@ def test_half_precision_is_nearer_to_the_truth_than_the_plain_path(dtype):
         got = [loss.detach(), *_gradients(loss, hidden, weight, {})]
         errors.append([_error(g, t) for g, t in zip(got, exact, strict=True)])
     for plain, ours in zip(*errors, strict=True):
-        assert ours < plain, errors
+        assert ours < 0.6 * plain, errors
 
 
 def _error_of_many_chunks(monkeypatch):
@@ -397,6 +444,25 @@ def test_a_banned_token_leaves_the_numbers_finite():
     torch.testing.assert_close(out.loss, truth)
     got, expected = (_gradients(x, hidden, weight, options) for x in (out.loss, truth))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_float16_logits_near_its_end_stay_finite():
+    """A target's logit of 4e4 taken off one of -4e4 is no float16 any more."""
+    hidden = torch.tensor([[200.0], [-200.0]], dtype=torch.float16, requires_grad=True)
+    weight = torch.tensor([[200.0], [-200.0], [1.0]], dtype=torch.float16, requires_grad=True)
+    out = linear_objective_loss(hidden, weight, torch.tensor([1, 2]), TaiLr(0.1), scale=1e-3)
+    truth = _dense(hidden, weight, torch.tensor([1, 2]), TaiLr(0.1), scale=1e-3)
+    torch.testing.assert_close(out.loss, truth, rtol=1e-2, atol=0)
+    assert torch.isfinite(out.sums()).all()
+
+
+def test_master_weights_get_gradients_that_were_never_rounded_to_half_precision():
+    """Summed in bfloat16 the low bits of a float32 gradient are all 0."""
+    hidden, weight, targets, _ = _inputs(torch.float32, {})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1))
+    (grad,) = torch.autograd.grad(out.loss, weight)
+    assert (grad != grad.bfloat16().float()).float().mean() > 0.5
 
 
 # -- the largest logit --------------------------------------------------------------------------
@@ -460,12 +526,15 @@ def test_log_p_makes_no_tensor_of_rows_by_vocabulary():
 # -- the row budget -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["plain", "softcap", "smoothing", "z-loss", "weights"])
+@pytest.mark.parametrize("name", ["plain", "softcap", "smoothing", "z-loss", "weights", "signed"])
 @pytest.mark.parametrize("budget", [1e-2, 0.2])
 def test_a_row_budget_leaves_out_at_most_its_share(budget, name):
     """What is left out is bounded, or it is no budget. With the identity as weight, the gradient on
     the hidden states is the gradient on the logits itself."""
-    hidden, _, targets, options = _inputs(torch.float64, OPTIONS[name], ignored=0.0)
+    known = {**OPTIONS, "signed": {"token_weights": True}}
+    hidden, _, targets, options = _inputs(torch.float64, known[name], ignored=0.0)
+    if name == "signed":
+        options["token_weights"] -= 0.5
     hidden = (hidden.detach() * 4).requires_grad_()
     eye, targets = torch.eye(D, dtype=torch.float64), targets % D
     grads = []
@@ -481,16 +550,14 @@ def test_a_row_budget_leaves_out_at_most_its_share(budget, name):
 
 
 def test_a_row_budget_changes_neither_the_loss_nor_the_other_gradients_rows():
-    hidden, weight, targets, _ = _inputs(torch.float32, {})
-    exact = linear_objective_loss(hidden, weight, targets, TaiLr(0.1))
-    out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), row_budget=0.1)
+    hidden, weight, targets, options = _inputs(torch.float32, {"bias": True})
+    exact = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), **options)
+    out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), row_budget=0.1, **options)
     assert torch.equal(out.sums(), exact.sums())
-    kept = _gradients(out.loss, hidden, weight, {})[0].abs().sum(-1) > 0
-    (only,) = torch.autograd.grad(
-        linear_objective_loss(hidden[kept], weight, targets[kept], TaiLr(0.1)).loss, weight
-    )
-    out = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), row_budget=0.1)
-    torch.testing.assert_close(torch.autograd.grad(out.loss, weight)[0], only)
+    grads = _gradients(out.loss, hidden, weight, options)
+    kept = grads[0].abs().sum(-1) > 0
+    only = linear_objective_loss(hidden[kept], weight, targets[kept], TaiLr(0.1), **options).loss
+    torch.testing.assert_close(grads[1:], _gradients(only, hidden, weight, options)[1:])
 
 
 def test_the_head_runs_inside_a_compiled_function():
@@ -518,6 +585,7 @@ def test_the_head_runs_inside_a_compiled_function():
         ({"low_rank": (torch.zeros(2, 2), torch.zeros(7, 2))}, "low_rank"),
         ({"z_loss": -1.0}, "z_loss"),
         ({"row_budget": 1.0}, "row_budget"),
+        ({"row_budget": 0.1, "backend": "reference"}, "row_budget"),
         ({"label_smoothing": 1.5}, "label_smoothing"),
         ({"backend": "fast"}, "backend"),
     ],

@@ -435,7 +435,7 @@ def _with_adapter(family, kind):
         return peft.get_peft_model(
             model, peft.PromptTuningConfig(task_type=task, num_virtual_tokens=5)
         )
-    body = ["q", "v"] if encoder_decoder else ["c_attn"]
+    body = {"gpt2": ["c_attn"], "t5": ["q", "v"], "llama": ["q_proj"]}[family]
     changes = {
         "body": {},
         "head": {"target_modules": [*body, "lm_head"]},
@@ -475,16 +475,57 @@ def test_adapters_train_on_the_same_loss(family, kind, tmp_path, caplog):
     assert all(gradient.abs().sum() > 0 for gradient in ours)
 
 
-def test_an_adapter_that_is_switched_off_is_left_out(tmp_path):
+@pytest.mark.parametrize("merged", [False, True])
+def test_an_adapter_that_is_switched_off_is_left_out(merged, tmp_path):
     """A reference model of preference training is the same model with its adapter off."""
-    trainer = trainer_for(_with_adapter("gpt2", "head"), tmp_path)
+    trainer = trainer_for(_with_adapter("llama", "head"), tmp_path)
     batch = collate(rows(False))
     trainer.model.eval()
     on = trainer.compute_loss(trainer.model, batch).item()
+    if merged:
+        trainer.model.merge_adapter()
+        assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(on, rel=1e-5)
     with trainer.model.disable_adapter():
         off = trainer.compute_loss(trainer.model, batch).item()
-    assert off == pytest.approx(oracle_loss(tiny_model("gpt2"), TAILR).item(), rel=1e-5)
+    assert off == pytest.approx(oracle_loss(tiny_model("llama"), TAILR).item(), rel=1e-5)
     assert on != pytest.approx(off, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dora", "two", "dropout"])
+def test_adapters_of_the_head_that_change_during_a_run(kind, tmp_path, caplog):
+    """The head was described with the adapters of the first step."""
+    peft = pytest.importorskip("peft")
+    trainer = trainer_for(_with_adapter("llama", "head"), tmp_path)
+    wrapped = trainer.model.eval()
+    batch = collate(rows(False))
+    before = trainer.compute_loss(wrapped, batch).item()
+    options = {"dora": {"use_dora": True}, "dropout": {"lora_dropout": 0.9}, "two": {}}[kind]
+    second = peft.LoraConfig(
+        target_modules=["lm_head"], init_lora_weights=False, lora_alpha=9, **options
+    )
+    wrapped.add_adapter("second", second)
+    wrapped.base_model.set_adapter(["default", "second"])
+    wrapped.eval()
+    with caplog.at_level(logging.WARNING, logger="tvd_gen"):
+        loss = trainer.compute_loss(wrapped, batch).item()
+    targets, logits = own_logits(wrapped, batch)
+    assert loss == pytest.approx(objective_loss(logits, targets, TAILR).item(), rel=1e-5)
+    assert loss != pytest.approx(before, rel=1e-4)
+    assert ("another one now" in caplog.text) == (kind == "dora")
+    if kind == "dropout":
+        wrapped.train()
+        assert trainer.compute_loss(wrapped, batch).item() != pytest.approx(loss, rel=1e-4)
+
+
+def test_a_head_that_peft_trains_as_a_whole_may_be_switched_off(tmp_path, caplog):
+    trainer = trainer_for(_with_adapter("gpt2", "whole-head"), tmp_path)
+    batch = collate(rows(False))
+    trainer.model.eval()
+    trainer.compute_loss(trainer.model, batch)
+    with trainer.model.disable_adapter(), caplog.at_level(logging.WARNING, logger="tvd_gen"):
+        off = trainer.compute_loss(trainer.model, batch).item()
+    assert off == pytest.approx(oracle_loss(tiny_model("gpt2"), TAILR).item(), rel=1e-5)
+    assert "another one now" in caplog.text
 
 
 def test_a_model_that_returns_tuples_trains_through_its_own_logits(tmp_path, caplog):
@@ -620,6 +661,7 @@ def test_trainers_label_smoothing_is_routed(tmp_path):
         ({"schedules": {"gamma": Linear(0, 2)}}, {}, "gamma must"),
         ({"head_backend": "fast"}, {}, "head_backend"),
         ({"head_backend": "logits", "row_budget": 0.1}, {}, "row_budget"),
+        ({"head_backend": "logits", "z_loss": -1.0}, {}, "z_loss"),
         ({"label_smoothing": 0.1}, {"label_smoothing_factor": 0.1}, "twice"),
         ({}, {"average_tokens_across_devices": False}, "average_tokens"),
         ({}, {"metric_for_best_model": "nll", "greater_is_better": True}, "greater_is_better"),

@@ -113,7 +113,7 @@ class TaiLr(TokenObjective):
     def weight(self, logp: Tensor) -> Tensor:
         if self.gamma == 0.0:
             return torch.ones_like(logp)
-        # 1 / (gamma / p + 1 - gamma): where 1 / p overflows, the weight is 0 to every digit.
+        # 1 / (gamma / p + 1 - gamma); 0 where 1 / p overflows, at log p = -88 in float32.
         rest = torch.exp(-logp).mul_(self.gamma).add_(1.0 - self.gamma)
         return rest.reciprocal_().clamp_(min=self.min_weight)
 

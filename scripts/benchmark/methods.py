@@ -25,14 +25,15 @@ def hugging_face() -> Head:
 
 
 def plain_tailr() -> Head:
-    """The gamma loss as one would write it: all logits in float32, autograd."""
+    """The floored gamma loss as one would write it: all logits in float32, weight times nll."""
 
     def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         kept = targets != -100
         logp = F.linear(hidden, weight).float().log_softmax(-1)
         logp = logp.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        losses = -torch.log(0.1 + 0.9 * logp.exp()) / 0.9
-        return (losses * kept).sum() / kept.sum()
+        p = logp.detach().exp()
+        weights = (p / (0.1 + 0.9 * p)).clamp(min=0.3)
+        return -(weights * logp * kept).sum() / kept.sum()
 
     return loss
 

@@ -88,7 +88,9 @@ def report(name: str, inputs: tuple[Tensor, Tensor, Tensor], steps: int) -> None
             for budget in BUDGETS:
                 grads[budget], spent = gradients(inputs, objective, budget)
                 seconds[budget].append(spent)
-        medians = {budget: statistics.median(times[1:]) for budget, times in seconds.items()}
+        medians = {
+            budget: statistics.median(times[1:] or times) for budget, times in seconds.items()
+        }
         for budget in BUDGETS:
             dh, dw = grads[budget]
             errors = [error(g, t) for g, t in zip((dh, dw), grads[0.0], strict=True)]

@@ -9,10 +9,13 @@ Ratios are to the first row of each table. Peers that are not installed, or need
 """
 
 import argparse
+import contextlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,7 @@ import torch
 from cases import HeadCase, StepCase
 from measure import measure
 
-TORCH = [
-    f"torch {policy} {rows}" for policy in ("compact", "balanced") for rows in (256, 512, 1024)
-]
+TORCH = [f"torch {policy} {rows}" for policy in ("compact", "balanced") for rows in (512, 1024)]
 OURS = ["ours ce", "ours tailr"]
 PEERS = ["torch.compile", "torch auto", "torch accurate 512", *TORCH, "trl", "cce compile"]
 GPU_PEERS = ["torch.compile", "torch auto", "torch compact 1024", "trl", "liger", "cce"]
@@ -36,7 +37,10 @@ CASES: dict[str, tuple[HeadCase | StepCase, list[str]]] = {
         HeadCase(ignored=0.5, dtype="fp32"),
         ["hf", *OURS, "torch compact 512", "trl"],
     ),
-    "small": (HeadCase(width=512, vocabulary=32000), ["hf", *OURS, "torch accurate 512"]),
+    "small": (
+        HeadCase(width=512, vocabulary=32000),
+        ["hf", *OURS, "torch accurate 512", "torch.compile"],
+    ),
     "llama": (
         HeadCase(vocabulary=128256),
         ["hf", *OURS, "torch accurate 512", "torch accurate 256"],
@@ -62,17 +66,17 @@ CHECK: dict[str, tuple[HeadCase | StepCase, list[str]]] = {
     "check-fp32": (HeadCase(1024, 512, 32000, dtype="fp32"), ["hf", *OURS]),
     "check-ignored": (HeadCase(1024, 512, 32000, ignored=0.5), ["hf", *OURS]),
 }
-# Twice what is reached or more: they find a path that is lost, not a busy machine.
+# Loose: they find a path that is lost, not a busy machine.
 BOUNDS = {
     "check-bf16": {"seconds": 1.0, "peak": 0.4},
-    "check-fp32": {"seconds": 1.1, "peak": 0.6},
+    "check-fp32": {"seconds": 1.2, "peak": 0.6},
     "check-ignored": {"seconds": 0.7, "peak": 0.4},
 }
 
 
 def table(case: HeadCase | StepCase, results: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown; the first method is what the others are compared with."""
-    base = next(iter(results.values()))
+    base = next((r for r in results.values() if "failed" not in r), {})
     lines = [f"### {case}", "", "| | time | ratio | peak MB | ratio | loss | dh | dW |"]
     lines.append("|---" * 8 + "|")
     for method, numbers in results.items():
@@ -81,11 +85,10 @@ def table(case: HeadCase | StepCase, results: Mapping[str, Mapping[str, Any]]) -
             continue
         ratios = [numbers[k] / base[k] for k in ("seconds", "peak")]
         errors = [numbers.get(f"{name} error") for name in ("loss", "dh", "dW")]
-        of_ce = "tailr" not in method and None not in errors
         lines.append(
             f"| {method} | {numbers['seconds'] * 1e3:.0f} ms | {ratios[0]:.2f} | "
             f"{numbers['peak']:.0f} | {ratios[1]:.2f} | "
-            + " | ".join(f"{e:.1e}" if of_ce and e is not None else "" for e in errors)
+            + " | ".join("" if e is None else f"{e:.1e}" for e in errors)
             + " |"
         )
     return "\n".join(lines) + "\n"
@@ -93,6 +96,9 @@ def table(case: HeadCase | StepCase, results: Mapping[str, Mapping[str, Any]]) -
 
 def broken(name: str, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the check finds: ratios beyond the bounds, and errors beyond the plain path's."""
+    failed = [f"{name}: {m}: {r['failed']}" for m, r in results.items() if "failed" in r]
+    if failed:
+        return failed
     base, found = results["hf"], []
     for method in OURS:
         for number, bound in BOUNDS[name].items():
@@ -110,21 +116,18 @@ def broken(name: str, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def machine() -> str:
     """Processor, threads and versions."""
-    names = Path("/proc/cpuinfo")
-    model = (
-        next(
-            (
-                x.split(":")[1].strip()
-                for x in names.read_text().splitlines()
-                if x.startswith("model name")
-            ),
-            platform.processor(),
-        )
-        if names.exists()
-        else platform.processor()
-    )
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{model}{gpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    name, cpus = platform.processor(), Path("/proc/cpuinfo")
+    if cpus.exists():
+        lines = [line for line in cpus.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(":")[1].strip() if lines else name
+    if torch.cuda.is_available():
+        name += f", {torch.cuda.get_device_name()}"
+    found = []
+    for package in ("torch", "triton", "transformers", "trl", "liger-kernel", "cut-cross-entropy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    spin = os.environ.get("GOMP_SPINCOUNT", "default")
+    return f"{name}, {torch.get_num_threads()} threads, GOMP_SPINCOUNT {spin}; {', '.join(found)}"
 
 
 def main() -> None:

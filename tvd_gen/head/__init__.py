@@ -1,7 +1,7 @@
 """The head of a language model: hidden states, a weight matrix and an objective -> one loss."""
 
 from tvd_gen.head.linear import BACKENDS, linear_objective_loss, linear_target_logp
-from tvd_gen.head.logits import GammaCrossEntropyLoss, objective_loss
+from tvd_gen.head.logits import GammaCrossEntropyLoss, check_additions, objective_loss
 from tvd_gen.head.output import LossOutput
 from tvd_gen.head.reference import capped, logits_loss
 
@@ -10,6 +10,7 @@ __all__ = [
     "GammaCrossEntropyLoss",
     "LossOutput",
     "capped",
+    "check_additions",
     "linear_objective_loss",
     "linear_target_logp",
     "logits_loss",

@@ -6,12 +6,10 @@ a sum of terms of one row each.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tvd_gen.head.output import LossOutput
 from tvd_gen.head.problem import Operands, Options
@@ -22,11 +20,11 @@ from tvd_gen.head.rows import (
     compacted,
     exact_target_logits,
 )
-from tvd_gen.objectives import CrossEntropy
 
-# So many logits: products at full speed, 64 MB in bfloat16.
-CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
-CHUNK_ROWS = {"cpu": (256, 1024), "cuda": (1024, 2048)}
+# So many logits, 128 MB in bfloat16, in so many rows: with fewer rows products slow down, with more
+# a CPU's do as well.
+CHUNK_LOGITS = {"cpu": 2**26, "cuda": 2**28}
+CHUNK_ROWS = {"cpu": (256, 512), "cuda": (1024, 2048)}
 # A bfloat16 gradient rounded at so many additions is still closer to the truth than the plain
 # path's, whose logits are rounded far from 0. Beyond, it is summed in float32.
 ROUNDED_SUMS = 4
@@ -56,7 +54,8 @@ def chunked_loss(
 def chunked_logp(
     operands: Operands, targets: Tensor, options: Options, program: MakeProgram = TileProgram
 ) -> Tensor:
-    """(N,) log p of the targets. Backward makes the logits once more: 8NDV in all."""
+    """(N,) log p of the targets; options hold cross-entropy. Backward makes the logits once more:
+    8NDV in all."""
     logp: Tensor = _TargetLogp.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
         *operands, targets, options, program
     )
@@ -79,14 +78,12 @@ class _Loss(torch.autograd.Function):
         wanted: bool,
     ) -> tuple[Tensor, ...]:
         operands = Operands(hidden, weight, bias, low_hidden, low_weight)
-        ctx.wanted = [wanted and need for need in ctx.needs_input_grad[: len(operands)]]
-        ctx.options, ctx.program = options, program
-        # As autocast would have them: a second backward runs outside of it.
-        ctx.dtype = _compute_dtype(hidden)
+        needed = [wanted and need for need in ctx.needs_input_grad[: len(operands)]]
+        # The dtype under this autocast: a second backward runs outside of it.
+        ctx.settings = options, program, needed, _compute_dtype(hidden)
+        ctx.dtypes = [None if operand is None else operand.dtype for operand in operands]
         ctx.save_for_backward(*operands, targets, token_weights)
-        stats, made = _run(
-            operands, targets, token_weights, options, program, ctx.wanted, ctx.dtype
-        )
+        stats, made = _run(operands, targets, token_weights, *ctx.settings)
         ctx.grads = made
         sums = stats.sums(targets, _as(token_weights, stats.logp.dtype), options)
         ctx.mark_non_differentiable(*sums[1:])
@@ -94,28 +91,19 @@ class _Loss(torch.autograd.Function):
         return sums
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        grads: tuple[Tensor | None, ...] | None
+        _refuse_second_derivatives()
         if grad_loss is None:
             return (None,) * 10
-        *operands, targets, token_weights = ctx.saved_tensors
         # The gradients are given away, so that they may be scaled in place and become .grad; after
         # retain_graph=True they are made again.
-        grads, ctx.grads = ctx.grads, None
-        if grads is None:
-            _, grads = _run(
-                Operands(*operands),
-                targets,
-                token_weights,
-                ctx.options,
-                ctx.program,
-                ctx.wanted,
-                ctx.dtype,
-            )
+        made, ctx.grads = ctx.grads, None
+        if made is None:
+            *operands, targets, token_weights = ctx.saved_tensors
+            _, made = _run(Operands(*operands), targets, token_weights, *ctx.settings)
         scaled = (
-            None if grad is None else _scaled(grad, grad_loss, operand.dtype)
-            for grad, operand in zip(grads, operands, strict=True)
+            None if grad is None else _scaled(grad, grad_loss, dtype)
+            for grad, dtype in zip(made, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None, None, None, None)
 
@@ -137,24 +125,30 @@ class _TargetLogp(torch.autograd.Function):
         ctx.options, ctx.program, ctx.dtype = options, program, _compute_dtype(hidden)
         ctx.save_for_backward(*operands, targets)
         nothing = [False] * len(operands)
-        stats, _ = _run(operands, targets, None, options, program, nothing, ctx.dtype)
-        return stats.logp
+        return _run(operands, targets, None, options, program, nothing, ctx.dtype)[0].logp
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_logp: Tensor) -> tuple[Tensor | None, ...]:
         """What cross-entropy's gradient is with the token weights -grad_logp."""
+        _refuse_second_derivatives()
         *operands, targets = ctx.saved_tensors
-        options = replace(ctx.options, objective=CrossEntropy())
         wanted = [*ctx.needs_input_grad[: len(operands)]]
         _, grads = _run(
-            Operands(*operands), targets, -grad_logp, options, ctx.program, wanted, ctx.dtype
+            Operands(*operands), targets, -grad_logp, ctx.options, ctx.program, wanted, ctx.dtype
         )
         cast = (
             None if grad is None else grad.to(operand.dtype)
             for grad, operand in zip(grads, operands, strict=True)
         )
         return (*cast, None, None, None)
+
+
+def _refuse_second_derivatives() -> None:
+    # The gradient is no function of autograd's: a derivative of it would be 0, in silence.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the head gives first derivatives only: no create_graph=True, or backend='reference'"
+        )
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -185,8 +179,8 @@ def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
-def _chunks(rows: int, vocabulary: int, dtype: torch.dtype, device: str) -> Iterator[slice]:
-    """Chunks of even size within the budget of bytes, and never so few rows that products crawl."""
+def _chunks(rows: int, vocabulary: int, device: str) -> Iterator[slice]:
+    """Chunks of even size within the budget of logits and the bounds of rows."""
     kind = "cpu" if device not in CHUNK_LOGITS else device
     low, high = CHUNK_ROWS[kind]
     size = min(max(CHUNK_LOGITS[kind] // vocabulary, low), high)
@@ -233,7 +227,7 @@ class _Head:
         bias = operands.bias
         self.bias = None if bias is None else bias.to(self.wide).clamp(min=-1e30)
         self.vocabulary = len(operands.weight)
-        self.chunks = [*_chunks(len(targets), self.vocabulary, dtype, self.device.type)]
+        self.chunks = [*_chunks(len(targets), self.vocabulary, self.device.type)]
         want_hidden, want_weight, want_bias, *want_low = wanted
         wanted_pairs = [(want_hidden, want_weight), tuple(want_low)]
         self.pairs = [
@@ -279,7 +273,9 @@ class _Head:
         left, right = operands[0]
         if self.wide != self.dtype and self.device.type == "cpu":
             exact = exact_target_logits(operands, targets)
-            centre = exact.to(self.dtype)
+            # float16 ends at 65504: what is large already is left where it is.
+            far = exact.abs() > 1e4 if self.dtype == torch.float16 else None
+            centre = (exact if far is None else exact.masked_fill(far, 0.0)).to(self.dtype)
             torch.addmm((-centre).unsqueeze(-1).expand_as(out), left, right.T, out=out)
             centre = centre.to(self.wide)
             rest = exact - centre

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tvd_gen.head.chunked import chunked_logp, chunked_loss
-from tvd_gen.head.logits import check_smoothing
+from tvd_gen.head.logits import check_additions
 from tvd_gen.head.output import LossOutput
 from tvd_gen.head.problem import Operands, Options
 from tvd_gen.head.reference import reference_logp, reference_loss
@@ -62,7 +62,8 @@ def linear_objective_loss(
 
     Equals objective_loss(F.linear(hidden, weight, bias), ..., reduction="sum").
 
-    hidden (N, D), weight (V, D), bias (V,), targets (N,), token_weights (N,), not differentiable;
+    hidden (N, D), weight (V, D), bias (V,), targets (N,); token_weights (N,), or one number for all
+    (1 / count gives the mean, and gradients that are rounded once), not differentiable;
     logits = cap(scale * (hidden @ weight.T + bias)), cap(x) = softcap * tanh(x / softcap).
     low_rank = (a (N, r), b (V, r)) adds a @ b.T to hidden @ weight.T, whose sum is never formed:
     an adapter on the head passes (dropout(hidden) @ A.T * scaling, B). z_loss adds z_loss * lse^2
@@ -70,26 +71,22 @@ def linear_objective_loss(
 
     Rows whose target is ignore_index are dropped before the first product; with ignore_index=None
     there are none, and a GPU is not waited for. Maths on logits in float32 (float64 for float64
-    inputs), products in hidden's dtype or autocast's. Only inputs that require a gradient cost one.
+    inputs), products in hidden's dtype or autocast's; in float32 for the gradients of float16, for
+    which a loss scale would come too late, and on a CPU without instructions for half precision.
+    Only inputs that require a gradient cost one. First derivatives only.
 
     row_budget leaves the smallest rows of each chunk out of the gradient, as long as they hold at
     most that share of the gradient's L1 norm on the logits (a row's is 2 |token_weight| weight
     (1 - p) for a plain objective); the loss and the other sums are exact. A GPU is waited for.
 
     backend: auto (triton on CUDA, else chunked) | reference | chunked | triton. Raises ValueError
-    for shapes, dtypes, numbers or a backend that do not fit.
+    for shapes, numbers or a backend that do not fit.
     """
     operands = _operands(hidden, weight, targets, bias, low_rank, softcap)
-    weights = (
-        None if token_weights is None else torch.as_tensor(token_weights, device=hidden.device)
-    )
-    if weights is not None and weights.dim():
-        _check_size("token_weights", weights, len(hidden))
-    check_smoothing(label_smoothing)
-    if not z_loss >= 0.0:
-        raise ValueError(f"z_loss must be >= 0, got {z_loss}")
-    if not 0.0 <= row_budget < 1.0:
-        raise ValueError(f"row_budget must lie in [0, 1), got {row_budget}")
+    weights = _token_weights(token_weights, hidden)
+    check_additions(label_smoothing, z_loss, row_budget)
+    if row_budget and backend == "reference":
+        raise ValueError("row_budget is for speed: the reference leaves no row out")
     options = Options(objective, scale, softcap, label_smoothing, z_loss, row_budget)
     program = _backend(backend, hidden).loss
     if ignore_index is None:
@@ -116,7 +113,8 @@ def linear_target_logp(
 
     For objectives of whole sequences, whose weights hang on the log p of all their tokens: backward
     makes the logits once more, 8NDV operations in place of 6. Arguments, units and errors are those
-    of linear_objective_loss; 0 at ignored targets. float32 (float64 for float64 inputs).
+    of linear_objective_loss; 0 at ignored targets. float32 (float64 for float64 inputs). First
+    derivatives only.
     """
     operands = _operands(hidden, weight, targets, bias, low_rank, softcap)
     options = Options(CrossEntropy(), scale, softcap)
@@ -181,6 +179,19 @@ def _operands(
             f"low_rank must be ({len(hidden)}, r) and ({len(weight)}, r), got {rows} and {columns}"
         )
     return Operands(hidden, weight, bias, *low_rank)
+
+
+def _token_weights(given: Tensor | float | None, hidden: Tensor) -> Tensor | None:
+    """As a tensor (N,) or ()."""
+    if given is None:
+        return None
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    weights = torch.as_tensor(given, dtype=dtype, device=hidden.device)
+    if weights.requires_grad:
+        raise ValueError("token_weights are not differentiable: detach them")
+    if weights.dim():
+        _check_size("token_weights", weights, len(hidden))
+    return weights
 
 
 def _check_size(name: str, tensor: Tensor | None, size: int) -> None:

@@ -1,5 +1,6 @@
 """Objectives on logits that are there anyway: the plain programs."""
 
+import math
 from typing import Literal
 
 import torch
@@ -15,10 +16,14 @@ def in_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def check_smoothing(label_smoothing: float) -> None:
-    """Raise ValueError unless label_smoothing lies in [0, 1]."""
+def check_additions(label_smoothing: float, z_loss: float = 0.0, row_budget: float = 0.0) -> None:
+    """Raise ValueError for what may not be added to an objective."""
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    if not 0.0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must lie in [0, inf), got {z_loss}")
+    if not 0.0 <= row_budget < 1.0:
+        raise ValueError(f"row_budget must lie in [0, 1), got {row_budget}")
 
 
 def objective_loss(
@@ -58,7 +63,7 @@ def objective_loss(
             f"token_weights must have targets' shape {tuple(targets.shape)}, "
             f"got {tuple(token_weights.shape)}"
         )
-    check_smoothing(label_smoothing)
+    check_additions(label_smoothing, z_loss)
     kept = targets != ignore_index
     rows = in_float32(logits[kept])
     losses = _row_losses(rows, targets[kept], objective, label_smoothing)
@@ -120,7 +125,7 @@ class GammaCrossEntropyLoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        check_smoothing(label_smoothing)
+        check_additions(label_smoothing)
         self.objective = TaiLr(gamma, min_weight)
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index

@@ -46,11 +46,11 @@ def logits_loss(
             correct=(logits.argmax(-1) == targets).to(logp.dtype).sum(),
             weight=objective.weight(logp).sum(),
             floored=objective.floored(logp).to(logp.dtype).sum(),
-            entropy=(wide.logsumexp(-1) - (wide.softmax(-1) * wide).sum(-1)).sum(),
+            entropy=torch.special.entr(wide.softmax(-1)).sum(),
         )
 
 
-def final_logits(operands: Operands, options: Options) -> Tensor:
+def _final_logits(operands: Operands, options: Options) -> Tensor:
     """(N, V) logits in float32, float64 for float64."""
     logits = F.linear(operands.hidden, operands.weight, operands.bias)
     for hidden, weight in operands.pairs[1:]:
@@ -63,7 +63,7 @@ def reference_loss(
 ) -> LossOutput:
     """The dense head on rows none of which is ignored; it leaves no row out of the gradient."""
     return logits_loss(
-        final_logits(operands, options),
+        _final_logits(operands, options),
         targets,
         options.objective,
         label_smoothing=options.label_smoothing,
@@ -74,4 +74,4 @@ def reference_loss(
 
 def reference_logp(operands: Operands, targets: Tensor, options: Options) -> Tensor:
     """(N,) log p of the targets, all logits kept."""
-    return target_logp(final_logits(operands, options), targets)
+    return target_logp(_final_logits(operands, options), targets)

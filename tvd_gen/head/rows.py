@@ -76,12 +76,9 @@ class RowStats(NamedTuple):
             losses += options.z_loss * self.lse**2
         if token_weights is not None:
             losses = losses * token_weights
-        correct, weights, floored = (
-            self.top == targets,
-            objective.weight(logp),
-            objective.floored(logp),
-        )
-        each = (losses, -logp, torch.ones_like(logp), correct, weights, floored, self.entropy)
+        correct, tokens = self.top == targets, torch.ones_like(logp)
+        weights, floored = objective.weight(logp), objective.floored(logp)
+        each = (losses, -logp, tokens, correct, weights, floored, self.entropy)
         return tuple(values.sum(dtype=logp.dtype) for values in each)
 
 

@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from tvd_gen.data.batches import MaxTokensBatchSampler
 from tvd_gen.errors import NonFiniteError
-from tvd_gen.head import BACKENDS
+from tvd_gen.head import BACKENDS, check_additions
 from tvd_gen.metrics import LOWER_IS_BETTER
 from tvd_gen.objectives import OBJECTIVES, TokenObjective
 from tvd_gen.schedules import Schedule
@@ -114,8 +114,9 @@ class ObjectiveMixin(_Base):
             raise ValueError(
                 f"head_backend must be one of {', '.join(known)}, got {settings.backend!r}"
             )
-        if settings.backend == "logits" and settings.row_budget:
-            raise ValueError("row_budget needs the head: not with head_backend='logits'")
+        check_additions(settings.label_smoothing, settings.z_loss, settings.row_budget)
+        if settings.backend in ("logits", "reference") and settings.row_budget:
+            raise ValueError(f"row_budget needs the fast head, not {settings.backend!r}")
 
     def _check_arguments(self) -> None:
         if self.compute_loss_func is not None:
@@ -172,10 +173,8 @@ class ObjectiveMixin(_Base):
             )
         self._complete(inputs, targets)
         keep = return_outputs if self._keep_logits is None else self._keep_logits
-        objective, weight = (
-            self.current_objective(),
-            self._token_weight(targets, num_items_in_batch),
-        )
+        objective = self.current_objective()
+        weight = self._token_weight(targets, num_items_in_batch)
         request = LossRequest(targets, objective, weight, keep)
         with self._intercepting(model, inputs).serving(request):
             outputs = model(**inputs)

@@ -15,6 +15,7 @@ from tvd_gen.head import LossOutput, capped, linear_objective_loss, logits_loss
 from tvd_gen.objectives import TokenObjective
 
 IGNORE = -100
+SLOW = "the loss is taken from the model's own logits (slower, more memory, no row budget)"
 logger = logging.getLogger("tvd_gen")
 
 
@@ -70,20 +71,31 @@ class OutputHead:
         buffer = self.bias_buffer.reshape(-1)
         return buffer if self.linear.bias is None else buffer + self.linear.bias
 
+    def holds(self) -> bool:
+        """Whether the model's adapters are still ones that can be described; merged ones are taken
+        out where they are switched off, as the layer itself does when it runs."""
+        layer: Any = self.module
+        if layer is self.linear:
+            return True
+        if layer.disable_adapters and layer.merged:
+            layer.unmerge()
+        return _is_plain_lora(layer)
+
     def low_rank(self, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
         """a (N, r) and b (V, r): the active adapters add a @ b.T to the logits."""
         layer: Any = self.module
-        if self.module is self.linear or layer.disable_adapters or layer.merged:
+        if layer is self.linear or layer.disable_adapters or layer.merged:
             return None
         names = [name for name in layer.active_adapters if name in layer.lora_A]
-        parts = [(layer.lora_A[name], layer.lora_B[name].weight, name) for name in names]
-        if not parts:
+        if not names:
             return None
-        downs = [
-            down(layer.lora_dropout[name](hidden.to(down.weight.dtype))) * layer.scaling[name]
-            for down, _, name in parts
-        ]
-        return torch.cat(downs, -1), torch.cat([up for _, up, _ in parts], -1)
+        ups = [layer.lora_B[name].weight for name in names]
+        downs = []
+        for name in names:
+            down = layer.lora_A[name]
+            dropped = layer.lora_dropout[name](hidden.to(down.weight.dtype))
+            downs.append(down(dropped) * layer.scaling[name])
+        return torch.cat(downs, -1), torch.cat(ups, -1)
 
     def loss(
         self,
@@ -128,7 +140,8 @@ def describe_head(model: Any) -> OutputHead:
     module = _trained_copy(module)
     linear = module.base_layer if _is_plain_lora(module) else module
     if type(linear) is not nn.Linear:
-        raise UnknownHead(f"{type(model).__name__} has a {type(module).__name__} as its head")
+        kind = f"{type(module).__module__}.{type(module).__name__}"
+        raise UnknownHead(f"{type(model).__name__} has a {kind} as its head")
     config = model.config.get_text_config(decoder=True)
     scale = _number(config, "logit_scale") or 1.0  # Cohere
     divisor = _number(config, "logits_scaling") or 1.0  # Granite
@@ -258,6 +271,7 @@ class Interceptor:
     settings: LossSettings
     request: LossRequest | None = None
     hooks: list[RemovableHandle] = field(default_factory=list)
+    warned: bool = False
 
     def __post_init__(self) -> None:
         if self.head is not None:
@@ -281,7 +295,7 @@ class Interceptor:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     def _at_the_head(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self.request is None or self.head is None:
+        if self.request is None or self.head is None or not self.head.holds():
             return None
         hidden, request = args[0], self.request
         request.output = self.head.loss(
@@ -298,6 +312,9 @@ class Interceptor:
         if self.request is None:
             return None
         if self.request.output is None:
+            if self.head is not None and not self.warned:
+                logger.warning("%s: the head is another one now", SLOW)
+                self.warned = True
             self.request.output = self._from_logits(outputs, self.request)
         loss = self.request.output.loss
         if isinstance(outputs, tuple):
@@ -339,9 +356,7 @@ def intercept(
         TypeError,
         AttributeError,
     ) as reason:
-        logger.warning(
-            "the loss is taken from the model's own logits (slower, more memory): %s", reason
-        )
+        logger.warning("%s: %s", SLOW, reason)
         return Interceptor(model, None, settings)
     return Interceptor(model, head, settings)
 
