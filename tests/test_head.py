@@ -376,10 +376,11 @@ def test_a_second_backward_gives_the_same_gradients():
 
 
 def _confident(dtype, rows=600, width=64, vocabulary=2000):
-    """Logits of a trained model: the target's about 18, the others' far below 0."""
+    """Logits of a trained model: the target's large, one other near it, the rest far below 0."""
     make = torch.Generator().manual_seed(0)
     direction = torch.randn(width, generator=make)
     weight = torch.randn(vocabulary, width, generator=make) - direction
+    weight[1::2] = weight[::2] + 0.1 * torch.randn(vocabulary // 2, width, generator=make)
     targets = torch.randint(vocabulary, (rows,), generator=make)
     hidden = weight[targets] / 6 + direction / 8 + torch.randn(rows, width, generator=make) / 4
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
@@ -399,7 +400,7 @@ def test_half_precision_is_nearer_to_the_truth_than_the_plain_path(dtype):
         got = [loss.detach(), *_gradients(loss, hidden, weight, {})]
         errors.append([_error(g, t) for g, t in zip(got, exact, strict=True)])
     for plain, ours in zip(*errors, strict=True):
-        assert ours < 0.6 * plain, errors
+        assert ours < 0.8 * plain, errors
 
 
 def _error_of_many_chunks(monkeypatch):
