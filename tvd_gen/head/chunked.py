@@ -25,8 +25,8 @@ from tvd_gen.head.rows import (
 # a CPU's do as well.
 CHUNK_LOGITS = {"cpu": 2**26, "cuda": 2**28}
 CHUNK_ROWS = {"cpu": (256, 512), "cuda": (1024, 2048)}
-# A bfloat16 gradient rounded at so many additions is still closer to the truth than the plain
-# path's, whose logits are rounded far from 0. Beyond, it is summed in float32.
+# Of centred logits, a bfloat16 gradient rounded at so many additions is still closer to the truth
+# than the plain path's, whose logits are rounded far from 0. All others are summed in float32.
 ROUNDED_SUMS = 4
 
 RowProgram = Callable[[Rows, Tensor | None], RowStats]
@@ -222,6 +222,8 @@ class _Head:
         self.wide = torch.float64 if dtype == torch.float64 else torch.float32
         # A loss scale comes in backward, too late for what fp16 has flushed to 0 by then.
         self.narrow = torch.float32 if dtype == torch.float16 else dtype
+        # On a GPU it would cost a pass over the logits in memory.
+        self.centred = self.wide != dtype and self.device.type == "cpu"
         self.token_weights = _as(token_weights, self.wide)
         # A banned token has the bias -inf, and 0 * -inf would be the entropy's nan.
         bias = operands.bias
@@ -271,7 +273,7 @@ class _Head:
         centre = rest = None
         operands = [(pair.hidden[rows], pair.weight) for pair in self.pairs]
         left, right = operands[0]
-        if self.wide != self.dtype and self.device.type == "cpu":
+        if self.centred:
             exact = exact_target_logits(operands, targets)
             # float16 ends at 65504: what is large already is left where it is.
             far = exact.abs() > 1e4 if self.dtype == torch.float16 else None
@@ -310,8 +312,8 @@ class _Pair:
             make = torch.zeros_like if head.options.row_budget else torch.empty_like
             self.grad_hidden = make(self.hidden, dtype=head.narrow)
         if wanted[1]:
-            few = len(head.chunks) <= ROUNDED_SUMS and weight.dtype == head.dtype
-            total = head.narrow if few else head.wide
+            few = len(head.chunks) <= (ROUNDED_SUMS if head.centred else 1)
+            total = head.narrow if few and weight.dtype == head.dtype else head.wide
             make = torch.empty_like if head.chunks else torch.zeros_like
             self.grad_weight = make(weight, dtype=total)
         self.started = False

@@ -117,7 +117,8 @@ class TileProgram:
         self.bias, self.options = bias, options
         size = max(TILE_BYTES // (vocabulary * like.itemsize), 4)
         self.size = max(min(size, rows), 1) if like.device.type == "cpu" else max(rows, 1)
-        self.x, self.p = (like.new_empty(self.size, vocabulary) for _ in "xp")
+        self.p = like.new_empty(self.size, vocabulary)
+        self.x: Tensor | None = None  # for logits in half precision
 
     def __call__(self, rows: Rows, slopes: Tensor | None) -> RowStats:
         """The rows' numbers and, where it is given, `slopes` (n, V); it may be the logits, which
@@ -153,7 +154,8 @@ class TileProgram:
     def _finished(self, rows: Rows, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """The rows' final logits in float32, and what was taken off each row of them."""
         x, scale, cap = rows.logits, self.options.scale, self.options.softcap
-        if x.dtype != self.x.dtype:
+        if x.dtype != self.p.dtype:
+            self.x = torch.empty_like(self.p) if self.x is None else self.x
             x = self.x[: len(x)].copy_(x)
         if rows.rest is not None:
             x.scatter_(-1, targets, rows.rest.unsqueeze(-1))

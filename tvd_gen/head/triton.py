@@ -264,7 +264,7 @@ class TritonProgram:
     def __call__(self, rows: Rows, slopes: Tensor | None) -> RowStats:
         """The rows' numbers and, where it is given, `slopes` (n, V); it may be the logits."""
         # Triton launches on the current device, which in a model of several need not be the rows'.
-        with torch.cuda.device_of(rows.logits):  # type: ignore[no-untyped-call]
+        with torch.cuda.device_of(rows.logits):  # type: ignore[no-untyped-call]  # nor typed there
             stats, best, total = self._stats(rows)
             if slopes is None:
                 return stats
