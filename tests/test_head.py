@@ -602,6 +602,15 @@ def test_inputs_that_do_not_fit_are_named(changes, message):
         linear_objective_loss(**(given | changes))
 
 
+def test_a_name_in_place_of_an_objective_is_named():
+    """The trainers take names; the head would fail deep inside, with an AttributeError."""
+    hidden, weight, targets = torch.zeros(3, 5), torch.zeros(7, 5), torch.zeros(3).long()
+    with pytest.raises(TypeError, match="got 'ce'"):
+        linear_objective_loss(hidden, weight, targets, "ce")
+    with pytest.raises(TypeError, match="TaiLr"):
+        objective_loss(hidden, targets, TaiLr)
+
+
 SHAPES = [((5,), ()), ((6, 5), (6,)), ((2, 5, 3), (2, 3)), ((2, 5, 3, 4), (2, 3, 4))]
 
 

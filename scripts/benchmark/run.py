@@ -59,8 +59,9 @@ CASES: dict[str, tuple[HeadCase | StepCase, list[str]]] = {
         HeadCase(rows=1024, width=640, vocabulary=262144),
         ["hf", *OURS, "torch accurate 512", "torch accurate 256"],
     ),
-    "step": (StepCase(), ["stock", *OURS]),
-    "step-autocast": (StepCase(precision="autocast"), ["stock", *OURS]),
+    "step-head": (HeadCase(width=384), ["hf", *OURS, "products"]),
+    "step": (StepCase(), ["stock", *OURS, "body"]),
+    "step-autocast": (StepCase(precision="autocast"), ["stock", *OURS, "body"]),
 }
 GPU_CASES: dict[str, tuple[HeadCase | StepCase, list[str]]] = {
     name: (case, ["hf", *OURS, "ours chunked", *GPU_PEERS, "products"])

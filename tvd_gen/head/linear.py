@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tvd_gen.head.chunked import chunked_logp, chunked_loss
-from tvd_gen.head.logits import check_additions
+from tvd_gen.head.logits import check_additions, check_objective
 from tvd_gen.head.output import LossOutput
 from tvd_gen.head.problem import Operands, Options
 from tvd_gen.head.reference import reference_logp, reference_loss
@@ -84,6 +84,7 @@ def linear_objective_loss(
     """
     operands = _operands(hidden, weight, targets, bias, low_rank, softcap)
     weights = _token_weights(token_weights, hidden)
+    check_objective(objective)
     check_additions(label_smoothing, z_loss, row_budget)
     if row_budget and backend == "reference":
         raise ValueError("row_budget is for speed: the reference leaves no row out")

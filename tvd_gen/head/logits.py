@@ -26,6 +26,14 @@ def check_additions(label_smoothing: float, z_loss: float = 0.0, row_budget: flo
         raise ValueError(f"row_budget must lie in [0, 1), got {row_budget}")
 
 
+def check_objective(objective: object) -> None:
+    """Raise TypeError where a name or a class was given in place of a value."""
+    if not isinstance(objective, TokenObjective):
+        raise TypeError(
+            f"objective must be a TokenObjective such as TaiLr(gamma=0.1), got {objective!r}"
+        )
+
+
 def objective_loss(
     logits: Tensor,
     targets: Tensor,
@@ -63,6 +71,7 @@ def objective_loss(
             f"token_weights must have targets' shape {tuple(targets.shape)}, "
             f"got {tuple(token_weights.shape)}"
         )
+    check_objective(objective)
     check_additions(label_smoothing, z_loss)
     kept = targets != ignore_index
     rows = in_float32(logits[kept])
