@@ -159,7 +159,7 @@ def test_no_text_reaches_the_terminal_as_a_command_or_as_markup(rooms):
 
 
 def test_train_says_what_it_got_and_where(rooms, tmp_path):
-    def train(config, run, *, say, progress):
+    def train(config, run, *, say, progress, allow_change):
         run.mkdir()
         rows = [
             {"step": 10, "loss": 3.0, "nll": 4.0},
@@ -188,7 +188,7 @@ def test_train_says_what_it_got_and_where(rooms, tmp_path):
 def test_only_the_first_process_speaks(rooms, monkeypatch):
     """Eight ranks that print the same table are eight tables."""
 
-    def train(config, run, *, say, progress):
+    def train(config, run, *, say, progress, allow_change):
         say("x")
         progress("train", 1, 1, {})
         return run

@@ -178,7 +178,8 @@ def test_rows_are_padded_on_the_right_and_labels_are_ignored_there():
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, PAD, PAD]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]], "a pad id in a text is text"
     assert batch["labels"].tolist() == [[-100, 6, 7], [8, PAD, -100]]
-    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "row"}
+    assert batch["row"].tolist() == [0, 1]
     assert all(value.dtype == torch.int64 for value in batch.values())
 
 

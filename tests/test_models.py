@@ -247,15 +247,6 @@ def test_a_saved_model_comes_back_as_it_was(name, folder):
     assert tokenizer.get_vocab() == build(name)[1].get_vocab()
 
 
-def test_saving_replaces_an_older_model(tmp_path):
-    """Leftovers of an older model would mix with the new one."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "old.txt").write_text("old")
-    save(*build("gpt2"), tmp_path / "model")
-    assert not (tmp_path / "model" / "old.txt").exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
-
-
 def test_a_run_folder_stands_for_its_model(tmp_path):
     save(*build("gpt2"), tmp_path / "run" / "model")
     model, _ = load(pretrained=str(tmp_path / "run"))

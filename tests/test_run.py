@@ -341,11 +341,11 @@ def test_bf16_without_hardware_for_it_is_float32_and_says_so(tmp_path, files, mo
 # -- what is refused ----------------------------------------------------------------------------
 
 
-def test_a_folder_with_a_run_is_not_written_over(tmp_path, files):
+def test_a_folder_with_something_else_is_not_written_into(tmp_path, files):
     run = tmp_path / "run"
     run.mkdir()
     (run / "precious").write_text("a week of work")
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="holds no run, but precious"):
         train(config(tmp_path, files), run, **QUIET)
     assert [p.name for p in run.iterdir()] == ["precious"]
 

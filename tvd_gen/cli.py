@@ -287,15 +287,28 @@ def train(
         typer.Option("--output", "-o", metavar="RUN", help="The run's folder; default: runs/NAME."),
     ] = None,
     overrides: SetOption = None,
+    allow_change: Annotated[
+        bool,
+        typer.Option("--allow-change", help="Resume with other fields that change no weight."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a model as a config says; the run's folder gets the model, the log and the config."""
+    """Train a model as a config says; the run's folder gets the model, the log and the config.
+
+    A run that was stopped or killed goes on where it was, by the same command.
+    """
     settings = _load(config, overrides)
     folder = output or Path("runs") / settings.name
     from tvd_gen import run
 
     with Screen() as screen:
-        folder = run.train(settings, folder, say=screen.say, progress=screen.progress)
+        folder = run.train(
+            settings,
+            folder,
+            say=screen.say,
+            progress=screen.progress,
+            allow_change=allow_change,
+        )
     if not is_first_process():
         return
     summary = {"run": str(folder), "model": str(folder / "model"), **_last_numbers(folder)}

@@ -41,3 +41,14 @@ class DiskError(TvdGenError):
     """The disk is full or cannot be written."""
 
     exit_code = 6
+
+
+class Stopped(TvdGenError):
+    """A signal ended the run, after it was saved; `exit_code` is the shell's for that signal."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message, exit_code)
+        self.message, self.exit_code = message, exit_code
+
+    def __str__(self) -> str:
+        return self.message

@@ -219,6 +219,9 @@ def best_checkpoint(tree: Tree) -> Iterator[Fault]:
     if isinstance(metric, str):
         yield from _measured_while_training(tree, metric.removeprefix("eval_"))
     if training.get("load_best_model_at_end") is not True:
+        if training.get("early_stopping_patience") is not None:
+            path = ("training", "early_stopping_patience")
+            yield Fault(path, "needs load_best_model_at_end: true")
         return
     path = ("training", "load_best_model_at_end")
     evaluated, saved = training.get("eval_strategy", "no"), training.get("save_strategy", "steps")

@@ -40,7 +40,7 @@ OWNED: Mapping[str, str] = {
     "do_train": "use tvd-gen train",
     "do_eval": "use tvd-gen eval, or eval_strategy",
     "do_predict": "use tvd-gen eval",
-    "resume_from_checkpoint": "a run cannot be resumed yet; start a new one",
+    "resume_from_checkpoint": "tvd-gen train on the run's folder goes on with it",
     "local_rank": "the launcher sets it",
     "parallelism_config": "sequence and context parallelism use the model's own loss",
     "remove_unused_columns": "tvd-gen makes the columns",
@@ -69,6 +69,7 @@ _FIXED: Mapping[str, tuple[Any, str]] = {
     "enable_jit_checkpoint": (False, "it loses the exact place of the run and exits with code 0"),
     "logging_nan_inf_filter": (False, "it logs a nan loss as 0"),
     "ignore_data_skip": (False, "a resumed run would see other rows"),
+    "save_only_model": (False, "a run could not be resumed from such checkpoints"),
 }
 """Fields with one value that tvd-gen can work with, and why."""
 
@@ -109,7 +110,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 
 
 class TrainingSpec(BaseModel):
-    """How to train: `max_tokens`, and any of transformers' Seq2SeqTrainingArguments by its name.
+    """How to train: the fields below, and transformers' Seq2SeqTrainingArguments by their names.
 
     `arguments` holds those that were given, checked. load_best_model_at_end selects on nll unless
     metric_for_best_model says otherwise, and greater_is_better follows the metric.
@@ -119,10 +120,14 @@ class TrainingSpec(BaseModel):
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """the padded tokens of a batch on one device; takes the place of per_device_train_batch_size"""
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 0
+    """how many steps may be left out because their loss or gradient is not finite"""
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """stop after so many evaluations without a new best one"""
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Fields for Seq2SeqTrainingArguments: those the config gives, without max_tokens."""
+        """Fields for Seq2SeqTrainingArguments: those the config gives, without our own."""
         return dict(self.model_extra or {})
 
     @model_validator(mode="before")
@@ -162,13 +167,13 @@ def lower_is_better(metric: str) -> bool:
 
 @functools.cache
 def argument_names() -> tuple[str, ...]:
-    """The fields that a training section may hold, max_tokens included."""
+    """The fields that a training section may hold, our own included."""
     return tuple(name for name in arguments_model().model_fields if name not in OWNED)
 
 
 @functools.cache
 def arguments_model() -> type[BaseModel]:
-    """A pydantic model with max_tokens and the fields of Seq2SeqTrainingArguments."""
+    """A pydantic model with TrainingSpec's own fields and those of Seq2SeqTrainingArguments."""
     # not at the top of the file: it imports torch, and `tvd-gen --help` reads this file
     from transformers import Seq2SeqTrainingArguments
 
@@ -177,7 +182,8 @@ def arguments_model() -> type[BaseModel]:
         field.name: (_checked(field.name, hints[field.name]), None)
         for field in dataclasses.fields(Seq2SeqTrainingArguments)
     }
-    fields["max_tokens"] = (TrainingSpec.model_fields["max_tokens"].rebuild_annotation(), None)
+    for name, field in TrainingSpec.model_fields.items():
+        fields[name] = (field.rebuild_annotation(), field.default)
     return create_model("TrainingArguments", __config__=ConfigDict(extra="forbid"), **fields)
 
 

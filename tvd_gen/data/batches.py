@@ -30,8 +30,10 @@ def pad(
 class Collator:
     """Encoded rows to `input_ids`, `attention_mask` and `labels` (-100), padded on the right.
 
-    Other columns are left out: set `remove_unused_columns=False`, so that `length` survives for
-    samplers. The mask comes from lengths, so a pad token may be any token, the end token too.
+    A column `row`, the place in the data set, goes with them: ObjectiveMixin takes it off and names
+    rows by it. Other columns are left out: set `remove_unused_columns=False`, so that `length`
+    survives for samplers. The mask comes from lengths, so a pad token may be any token, the end
+    token too.
     """
 
     def __init__(self, pad_token_id: int, encoder_decoder: bool = False, multiple: int = 1):
@@ -43,11 +45,14 @@ class Collator:
         ids = [feature["input_ids"] for feature in features]
         ones = [[1] * len(row) for row in ids]
         labels = [feature["labels"] for feature in features]
-        return {
+        batch = {
             "input_ids": pad(ids, self.pad_token_id, multiple=self.multiple),
             "attention_mask": pad(ones, 0, multiple=self.multiple),
             "labels": pad(labels, IGNORE, multiple=self.multiple),
         }
+        if "row" in features[0]:
+            batch["row"] = torch.tensor([feature["row"] for feature in features])
+        return batch
 
 
 class GenerationCollator:

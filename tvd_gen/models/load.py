@@ -1,7 +1,5 @@
 """From a ModelSpec to a model and its tokenizer, ready to train."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -277,16 +275,7 @@ def _positions(config: PreTrainedConfig) -> int | None:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Weights (safetensors), config, generation config and tokenizer in `folder`.
-
-    The folder appears whole, by one rename, and takes the place of an older one.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder.parent) as scratch:
-        staged = Path(scratch) / folder.name
-        with quiet():
-            model.save_pretrained(staged)
-            tokenizer.save_pretrained(staged)
-        if folder.exists():
-            shutil.rmtree(folder)
-        staged.rename(folder)
+    """Weights (safetensors), config, generation config and tokenizer into `folder`."""
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

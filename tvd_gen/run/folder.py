@@ -27,15 +27,7 @@ class RunFolder:
     predictions = property(lambda self: self.path / "predictions.jsonl")
     metrics = property(lambda self: self.path / "metrics.json")
     evaluation = property(lambda self: self.path / "evaluation.json")
-
-    def check_new(self) -> None:
-        """Raise ConfigError where a run would write over another one."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path}: is a file; choose another --output")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise ConfigError(
-                f"{self.path}: holds a run already; choose another --output, or remove the folder"
-            )
+    lock = property(lambda self: self.path / ".lock")
 
     def discard(self) -> None:
         """Remove a folder in which no step was made: the next try must find it free."""

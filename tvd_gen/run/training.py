@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from tvd_gen.checkpoints import Store, staged
 from tvd_gen.config import RunConfig, dump_config
 from tvd_gen.data import (
     Collator,
@@ -36,7 +38,8 @@ from tvd_gen.errors import ConfigError
 from tvd_gen.metrics import text_metrics
 from tvd_gen.models import describe_model, load_model, save
 from tvd_gen.process import is_first_process
-from tvd_gen.run.folder import RunFolder, disk_faults, write_json, write_text
+from tvd_gen.run.folder import RunFolder, disk_faults, write_json, write_lines, write_text
+from tvd_gen.run.resume import State, check_config, check_data, locked, state_of
 from tvd_gen.strict_json import to_json
 from tvd_gen.tasks import TASKS
 from tvd_gen.trainer import Seq2SeqObjectiveTrainer, check_finite
@@ -184,6 +187,9 @@ def make_trainer(
     objective, schedules, additions = config.objective.build()
     set_generation(model, config)
     settings = arguments(config, folder.checkpoints, say)
+    callbacks: list[TrainerCallback] = [Reporter(folder.log, say, progress)]
+    if config.training.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.training.early_stopping_patience))
     with config_faults(RuntimeError):
         trainer = Seq2SeqObjectiveTrainer(
             model,
@@ -193,12 +199,16 @@ def make_trainer(
             eval_dataset=prepared.encoded.get("validation"),
             processing_class=tokenizer,
             compute_metrics=_scorer(config, tokenizer) if settings.predict_with_generate else None,
-            callbacks=[Reporter(folder.log, progress)],
+            callbacks=callbacks,
             objective=objective,
             schedules=schedules,
             max_tokens=config.training.max_tokens,
+            max_skipped_steps=config.training.max_skipped_steps,
             **additions,
         )
+    trainer.say, places = say, prepared.corpus.places.get("train")
+    if places is not None:
+        trainer.place = places
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -239,13 +249,26 @@ def _scorer(
     return score
 
 
+def _ordered(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in LOGGED if key in row} | dict(row)
+
+
 class Reporter(TrainerCallback):
     """Writes the log's lines and tells how far the run is."""
 
-    def __init__(self, log: Path, progress: Progress) -> None:
-        self.log, self.progress = log, progress
+    def __init__(self, log: Path, say: Say, progress: Progress) -> None:
+        self.log, self.say, self.progress = log, say, progress
         self.numbers: dict[str, float] = {}
         self.evaluated = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The log of a run that goes on ends where its checkpoint was made."""
+        if state.is_world_process_zero and (state.log_history or self.log.exists()):
+            write_lines(self.log, map(_ordered, state.log_history))
+        if state.is_world_process_zero and state.global_step:
+            self.say(f"going on from step {state.global_step} of {state.max_steps}")
 
     def on_log(
         self,
@@ -257,10 +280,9 @@ class Reporter(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or logs is None or "train_loss" in logs:
             return
-        row = {"step": state.global_step, **logs}
-        ordered = {key: row[key] for key in LOGGED if key in row} | row
+        row = _ordered({"step": state.global_step, **logs})
         with disk_faults(self.log), self.log.open("a", encoding="utf-8") as file:
-            file.write(to_json(ordered) + "\n")
+            file.write(to_json(row) + "\n")
         self.numbers = {key: row[key] for key in ("loss", "nll", "eval_nll") if key in row}
 
     def on_step_end(
@@ -285,37 +307,64 @@ class Reporter(TrainerCallback):
             self.progress("validating", self.evaluated, len(eval_dataloader), {})
 
 
-def train(config: RunConfig, run_dir: Path, *, say: Say, progress: Progress) -> Path:
+def train(
+    config: RunConfig, run_dir: Path, *, say: Say, progress: Progress, allow_change: bool = False
+) -> Path:
     """Train as the config says; the run folder gets config.yaml, data.json, log.jsonl and model/.
 
-    Data and model are checked before the folder is made, and a folder in which no step was made is
-    removed. Raises ConfigError where the folder holds a run already, DataError, ModelError,
-    NonFiniteError (a model that is not finite is not saved), DiskError.
+    A run that was started in the folder goes on from its newest whole checkpoint, and ends as if
+    nothing had stopped it; one that is finished is left alone. Data and model are checked before a
+    new folder is made, and a folder in which no step was made is removed.
+
+    allow_change lets fields differ that change no weight. Raises ConfigError where the folder is in
+    use or holds another run, DataError, ModelError, CheckpointError (no checkpoint is whole),
+    NonFiniteError (before the update; a model that is not finite is not saved), DiskError, and
+    Stopped after a signal.
     """
-    folder = RunFolder(Path(run_dir))
-    if is_first_process():
-        folder.check_new()
-    config = _with_absolute_files(config)
-    prepared = prepare(config, say=say, progress=progress)
-    if is_first_process():
-        folder.check_new()  # again: reading and loading took a while, and what is there may go
-    trainer = None
+    folder, config = RunFolder(Path(run_dir)), _with_absolute_files(config)
+    state = state_of(folder)
+    if state == "new":
+        prepared = prepare(config, say=say, progress=progress)
+        with _alone(folder):
+            if is_first_process() and state_of(folder) != "new":  # loading took a while
+                raise ConfigError(f"{folder.path}: another run was started in it meanwhile")
+            return _train(folder, prepared, state, say, progress)
+    with _alone(folder):
+        check_config(folder, config, allow_change)
+        if state == "finished":
+            say(f"{folder.path}: the run is finished; nothing to do")
+            return folder.path
+        prepared = prepare(config, say=say, progress=progress)
+        check_data(folder, prepared.corpus.report)
+        return _train(folder, prepared, state, say, progress)
+
+
+def _alone(folder: RunFolder) -> AbstractContextManager[None]:
+    return locked(folder) if is_first_process() else nullcontext()
+
+
+def _train(
+    folder: RunFolder, prepared: Prepared, state: State, say: Say, progress: Progress
+) -> Path:
+    trainer, started = None, bool(Store(folder.checkpoints).steps())
+    if state == "started" and not started:
+        say(f"{folder.path}: there is no checkpoint yet; the run starts from its beginning")
     try:
         with disk_faults(folder.path):
-            folder.path.mkdir(parents=True, exist_ok=True)
             trainer = make_trainer(prepared, folder, say, progress)
             _write_inputs(folder, prepared)
-            _run_steps(trainer, say)
+            _run_steps(trainer, say, resume=started)
     except BaseException:
-        if is_first_process() and (trainer is None or not trainer.state.global_step):
+        made = started or (trainer is not None and trainer.state.global_step)
+        if is_first_process() and not made:
             folder.discard()
         raise
     check_finite(prepared.model, trainer.state.global_step)
     _write_inputs(folder, prepared)  # once more: a stream's counts have grown
     if is_first_process():
         prepared.model.config.use_cache = True  # the trainer had switched it off
-        with disk_faults(folder.model):
-            save(prepared.model, prepared.tokenizer, folder.model)
+        with disk_faults(folder.model), staged(folder.model) as part:
+            save(prepared.model, prepared.tokenizer, part)
     return folder.path
 
 
@@ -339,10 +388,10 @@ def _write_inputs(folder: RunFolder, prepared: Prepared) -> None:
         write_json(folder.data, prepared.corpus.report.as_dict())
 
 
-def _run_steps(trainer: Seq2SeqObjectiveTrainer, say: Say) -> None:
-    started = time.monotonic()
+def _run_steps(trainer: Seq2SeqObjectiveTrainer, say: Say, *, resume: bool) -> None:
+    began = time.monotonic()
     with config_faults():
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume)
     if not trainer.state.global_step:
         raise ConfigError("training: no step was made; there are fewer rows than a batch needs")
-    say(f"{trainer.state.global_step} steps in {time.monotonic() - started:.0f} s")
+    say(f"{trainer.state.global_step} steps in {time.monotonic() - began:.0f} s")

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from tvd_gen.head import BACKENDS, check_additions
 from tvd_gen.metrics import LOWER_IS_BETTER
 from tvd_gen.objectives import OBJECTIVES, TokenObjective
 from tvd_gen.schedules import Schedule
+from tvd_gen.trainer.exact import ExactMixin
 from tvd_gen.trainer.meter import Meter, perplexity
 from tvd_gen.trainer.output_head import (
     IGNORE,
@@ -34,11 +35,6 @@ from tvd_gen.trainer.output_head import (
     take_targets,
 )
 
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object
-
 Inputs = dict[str, Any]
 _ALIGNED = {
     *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
@@ -46,7 +42,7 @@ _ALIGNED = {
 }
 
 
-class ObjectiveMixin(_Base):
+class ObjectiveMixin(ExactMixin):
     """Trains and evaluates on a token objective: put it before any Trainer.
 
         class Mine(ObjectiveMixin, SFTTrainer): ...
@@ -63,6 +59,7 @@ class ObjectiveMixin(_Base):
     row_budget: share of the head's gradient that may be left out, token by token, for speed; 0 for
         none. See linear_objective_loss.
     head_backend: auto | reference | chunked | triton, or logits for the model's own logits.
+    max_skipped_steps: how many steps may be left out because their loss or gradient is not finite.
     max_tokens: a budget of padded tokens (rows * longest) for each training batch of a device, in
         place of a number of rows; the training set needs a column `length`, which the collator
         gets too.
@@ -280,7 +277,7 @@ class ObjectiveMixin(_Base):
         if self._token_batches is not None:
             # The stock set_epoch does not reach through accelerate's wrappers when a run resumes.
             self._token_batches.set_epoch(kwargs["epoch"])
-        return super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]  # nor typed there
+        return super()._run_epoch(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """The stock count of targets, also where a collator gives them aligned only."""
@@ -306,6 +303,33 @@ class ObjectiveMixin(_Base):
         if self._interceptor is not None:
             self._interceptor.remove()
             self._interceptor = None
+
+    def identity(self) -> dict[str, Any]:
+        """The objective is part of what a run is."""
+        return {
+            **super().identity(),
+            "objective": repr(self.objective),
+            "schedules": repr(self.schedules),
+            "loss": repr(self.loss_settings),
+            "max_tokens": self.max_tokens,
+        }
+
+    def progress(self) -> dict[str, Any]:
+        """With the sums since the last log, and the state of an objective that has one."""
+        sums, state = self._train_meter.sums, getattr(self.objective, "state_dict", None)
+        return {
+            **super().progress(),
+            "sums": None if sums is None else sums.clone(),
+            "objective": state() if state else None,
+        }
+
+    def load_progress(self, progress: dict[str, Any]) -> None:
+        """As above."""
+        super().load_progress(progress)
+        sums = progress["sums"]
+        self._train_meter.sums = None if sums is None else sums.to(self.args.device)
+        if progress["objective"] is not None:
+            self.objective.load_state_dict(progress["objective"])  # type: ignore[attr-defined]
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         check_finite(self._language_model, self.state.global_step)
@@ -368,9 +392,10 @@ class ObjectiveMixin(_Base):
         if "labels" not in inputs and "shift_labels" in inputs:
             inputs = {**inputs, "labels": inputs["shift_labels"]}  # or the stock step sees none
         with self._keeping_logits(not prediction_loss_only):
-            return super().prediction_step(
+            found: tuple[Tensor | None, Tensor | None, Tensor | None] = super().prediction_step(
                 model, self._unrepeated(inputs), prediction_loss_only, ignore_keys, **kwargs
             )
+            return found
 
     @contextmanager
     def _keeping_logits(self, keep: bool) -> Iterator[None]:

@@ -1,0 +1,129 @@
+"""What a run folder may go on with: the lock, the state it is in, and what has changed since."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from tvd_gen.config import RunConfig, load_config
+from tvd_gen.data import DataReport
+from tvd_gen.errors import ConfigError
+from tvd_gen.run.folder import RunFolder, disk_faults
+from tvd_gen.trainer import MAY_CHANGE
+
+State = Literal["new", "started", "finished"]
+_SECTIONS_THAT_MAY_CHANGE = ("name", "generation.", "evaluation.")
+
+
+def state_of(folder: RunFolder) -> State:
+    """Whether a run was never started here, was started, or has its model.
+
+    Raises ConfigError for a file, and for a folder that holds something else.
+    """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ConfigError(f"{folder.path}: is a file; choose another --output")
+    if folder.model.exists() and folder.config.exists():
+        return "finished"
+    if folder.config.exists():
+        return "started"
+    others = (
+        [path.name for path in folder.path.iterdir() if path.name != folder.lock.name]
+        if folder.path.is_dir()
+        else []
+    )
+    if others:
+        raise ConfigError(f"{folder.path}: holds no run, but {others[0]}; choose another --output")
+    return "new"
+
+
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Make the folder and hold it for this process alone; ConfigError where another one does.
+
+    The system lets go of it when the process ends, however it ends.
+    """
+    with disk_faults(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        file = folder.lock.open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise ConfigError(
+                f"{folder.path}: another process trains in it (pid {owner}); wait for it, or "
+                "choose another --output"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def check_config(folder: RunFolder, config: RunConfig, allow_change: bool) -> None:
+    """Raise ConfigError, field by field, where the config is not the one the run was started with.
+
+    allow_change lets those fields differ that change no weight.
+    """
+    then, now = _leaves(load_config(folder.config)), _leaves(config)
+    names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    refused = [name for name in names if not (allow_change and may_change(name))]
+    if not refused:
+        return
+    lines = [f"{folder.path}: the run was started with another config"]
+    for name in refused:
+        remark = " (may change: --allow-change)" if may_change(name) else ""
+        was, is_now = (_shown(values.get(name)) for values in (then, now))
+        lines.append(f"{name}: was {was}, now {is_now}{remark}")
+    if not all(map(may_change, refused)):
+        lines.append("set it back, or start another run: --output")
+    raise ConfigError("\n".join(lines))
+
+
+def may_change(name: str) -> bool:
+    """Whether a field, as a dotted path, changes no weight."""
+    return name.startswith(_SECTIONS_THAT_MAY_CHANGE) or (
+        name.split(".")[0] == "training" and name.split(".")[1] in MAY_CHANGE
+    )
+
+
+def _leaves(config: RunConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, each in value.items():
+                walk(each, f"{path}.{key}" if path else str(key))
+        else:
+            found[path] = value
+
+    walk(config.model_dump(mode="json", exclude_none=True), "")
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value)
+
+
+def check_data(folder: RunFolder, report: DataReport) -> None:
+    """Raise ConfigError where what the run trains and is validated on has changed since."""
+    if not folder.data.exists():
+        return
+    then, now = json.loads(folder.data.read_text(encoding="utf-8")), report.as_dict()
+    changed = []
+    for split in ("train", "validation"):
+        was, is_now = (_hashes(each["splits"].get(split)) for each in (then, now))
+        for name in sorted({*was, *is_now}):
+            if was.get(name) != is_now.get(name):
+                hashes = " now ".join(str(each.get(name))[:12] for each in (was, is_now))
+                changed.append(f"data, {split}: {name}: SHA-256 was {hashes}")
+    if changed:
+        lines = [f"{folder.path}: the data are not those that the run was started with", *changed]
+        raise ConfigError("\n".join([*lines, "put them back, or start another run: --output"]))
+
+
+def _hashes(split: Mapping[str, Any] | None) -> dict[str, str]:
+    return {file["name"]: file["sha256"] for file in split["files"]} if split else {}

@@ -1,0 +1,578 @@
+"""The mixin that makes a training run safe to kill: whole checkpoints, exact resumption, signals,
+and no update from numbers that are not finite.
+
+What transformers 5.23 does where this overrides it: checkpoints are written in place and taken by
+their number alone; the running loss, an evaluation or an end of epoch that was due, and the
+patience of early stopping are lost when a run resumes; a nan spreads to all weights and is logged
+as 0.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import transformers
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from tvd_gen.checkpoints import Store, check_room, seal, staged, staging, verify
+from tvd_gen.errors import CheckpointError, NonFiniteError, Stopped, TvdGenError
+from tvd_gen.models.load import quiet
+from tvd_gen.strict_json import to_json
+from tvd_gen.trainer.stopping import StopSignals, untouched_random_numbers
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+T = TypeVar("T")
+Inputs = dict[str, Any]
+logger = logging.getLogger("tvd_gen")
+
+ROWS = "row"
+"""A column of batches that says which rows of the data set they hold; no model sees it."""
+SHOWN_ROWS = 8
+MAY_CHANGE = frozenset(
+    (
+        *("output_dir", "run_name", "report_to", "disable_tqdm", "project", "trackio_space_id"),
+        *("log_level", "log_level_replica", "log_on_each_node", "logging_dir"),
+        *("logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter"),
+        *("save_steps", "save_strategy", "save_total_limit", "save_on_each_node"),
+        *("eval_steps", "eval_strategy", "eval_delay", "eval_on_start", "do_eval", "do_predict"),
+        *("per_device_eval_batch_size", "eval_accumulation_steps", "batch_eval_metrics"),
+        *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
+        *("dataloader_persistent_workers", "dataloader_multiprocessing_context"),
+        *("include_num_input_tokens_seen", "include_for_metrics", "skip_memory_metrics"),
+        *("resume_from_checkpoint", "restore_callback_states_from_checkpoint", "local_rank"),
+        *("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"),
+        *("hub_always_push", "hub_revision", "ddp_timeout", "do_train", "debug"),
+    )
+)
+"""Training arguments that change no weight: a resumed run may have others than before."""
+
+
+@dataclass
+class _Resumption:
+    """What a checkpoint holds beside transformers' files, until it has been put in place."""
+
+    path: str
+    progress: dict[str, Any]
+    at_boundary: bool = False
+    """whether its step was the last of an epoch"""
+
+
+class _Leave(Exception):
+    """Out of an evaluation that a signal has interrupted."""
+
+
+class _EpochMark(TrainerCallback):
+    """Tells the trainer whether the current step's epoch has been ended."""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.ended = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.ended = True
+
+
+class ExactMixin(_Base):
+    """A Trainer whose runs can be killed at any moment, and never lie: put it before any Trainer.
+
+    ObjectiveMixin has it. `train(resume_from_checkpoint=True)` goes on from the newest checkpoint
+    that is whole, and ends with the same bits as a run that nothing has stopped: weights,
+    optimizer, log and evaluations, on the same machine and number of processes.
+
+    Checkpoints are output_dir/step-000120, whole or not there, with a SHA-256 of every file. A run
+    with other settings, data of another length, or altered files is a CheckpointError. On SIGTERM
+    or SIGINT (`stop_signals`; set it to () for neither) the run saves at the end of the step and
+    raises Stopped; a second signal stops at once. A loss or gradient that is not finite raises
+    NonFiniteError before the weights are touched; `max_skipped_steps` of them are left out instead.
+    Evaluations leave the random numbers of training alone. A full disk is a DiskError.
+
+    place: row of the data set -> what messages call it, where batches have a column `row`.
+    say: what takes a line of news (a logger's warning by default).
+    """
+
+    stop_signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, *args: Any, max_skipped_steps: int = 0, **kwargs: Any) -> None:
+        self.max_skipped_steps = max_skipped_steps
+        self.place: Callable[[int], str] = lambda row: f"row {row + 1}"
+        self.say: Callable[[str], None] = logger.warning
+        self.skipped_steps = 0
+        self._skipped_since_log = 0
+        self._resume: _Resumption | None = None
+        self._mark = _EpochMark()
+        self._signals = StopSignals()
+        self._epoch, self._epoch_start = 0, 0
+        self._stop, self._evaluation_due = False, False
+        self._last_step: dict[str, Any] = {}
+        self._saved_step: int | None = None
+        self._micro_batches: list[tuple[Tensor, Any]] = []
+        self._before_step: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+        if max_skipped_steps < 0:
+            raise ValueError(f"max_skipped_steps must be >= 0, got {max_skipped_steps}")
+        if self.args.enable_jit_checkpoint:
+            raise ValueError("enable_jit_checkpoint loses the exact place of the run: leave it off")
+        if self.args.save_only_model and self.args.save_strategy != "no":
+            raise ValueError("save_only_model would leave checkpoints that no run can go on from")
+        self.args.restore_callback_states_from_checkpoint = True
+        self.args.logging_nan_inf_filter = False
+        self.add_callback(self._mark)
+
+    # -- the run --------------------------------------------------------------------------------
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The stock training. resume_from_checkpoint: True for the newest checkpoint that is whole,
+        or the path of one; False or None for a new run, whose output_dir must hold none."""
+        path = self._from_first(lambda: self._find(resume_from_checkpoint))
+        self._saved_step = None
+        self._stop, self._evaluation_due, self._micro_batches = False, False, []
+        self.skipped_steps = self._skipped_since_log = 0
+        self._resume, eval_on_start = None, self.args.eval_on_start
+        if path is not None:
+            self._resume = self._read(path)
+            self.args.eval_on_start = False  # it was, before the first step
+        try:
+            with self._signals.caught(self.stop_signals):
+                return super().train(path, *args, **kwargs)
+        except _Leave:
+            raise self._stopped("before the first step") from None
+        finally:
+            self.args.eval_on_start = eval_on_start
+            self.is_in_train = False
+
+    def _find(self, asked: str | bool | None) -> str | None:
+        """The path of the checkpoint that is asked for, which is whole and of this run."""
+        store = self._store()
+        if not asked:
+            if store.steps():
+                raise CheckpointError(
+                    f"{store.root}: holds checkpoints of an earlier run; go on with "
+                    "resume_from_checkpoint=True, or take another output_dir"
+                )
+            return None
+        found = store.newest(self.say) if asked is True else (Path(asked), verify(Path(asked)))
+        if found is None:
+            raise CheckpointError(f"{store.root}: there is no checkpoint to go on from")
+        path, manifest = found
+        self._check_identity(path, manifest)
+        store.clean()
+        return str(path)
+
+    def _check_identity(self, path: Path, manifest: dict[str, Any]) -> None:
+        then, now = manifest.get("identity", {}), _plain(self.identity())
+        changed = [
+            f"{name}: was {then.get(name)}, now {now.get(name)}"
+            for name in sorted({*then, *now})
+            if then.get(name) != now.get(name)
+        ]
+        if changed:
+            raise CheckpointError("\n".join([f"{path}: is of another run", *changed]))
+        versions = manifest.get("versions", {})
+        for name, version in _versions().items():
+            if versions.get(name) != version:
+                self.say(
+                    f"{path}: made with {name} {versions.get(name)}, this is {version}; the run "
+                    "may not end with the same bits"
+                )
+
+    def _read(self, path: str) -> _Resumption:
+        file = Path(path, self._progress_name)
+        return _Resumption(path, torch.load(file, map_location="cpu", weights_only=True))
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when the run is resumed, by name."""
+        every: dict[str, Any] = self.args.to_dict()  # type: ignore[no-untyped-call]
+        given = {name: value for name, value in every.items() if name not in MAY_CHANGE}
+        data: Any = self.train_dataset
+        return {
+            **{f"args.{name}": value for name, value in given.items()},
+            "processes": self.args.world_size,
+            "rows of train_dataset": len(data) if hasattr(data, "__len__") else None,
+            "parameters": sum(parameter.numel() for parameter in self._own_model.parameters()),
+        }
+
+    @property
+    def _own_model(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        _, _, num_train_epochs, *_ = args
+        epoch, batches = super()._init_training_state(*args, **kwargs)
+        if self._resume is None:
+            return epoch, batches
+        self._saved_step = self.state.global_step
+        if num_train_epochs == sys.maxsize:  # a stream without a length: stock counts one epoch
+            progress = self._resume.progress
+            steps = self.state.global_step - progress["epoch_start"]
+            epoch, batches = progress["epoch"], steps * self.args.gradient_accumulation_steps
+        else:
+            self._resume.at_boundary = batches == 0
+        self._note_best(self._store())
+        return epoch, batches
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        resume = self._resume
+        if resume is None:
+            self._epoch, self._epoch_start = kwargs["epoch"], self.state.global_step
+        else:
+            self._epoch, self._epoch_start = kwargs["epoch"], resume.progress["epoch_start"]
+            if resume.at_boundary and not self._is_over(resume):
+                self._epoch_start = self.state.global_step
+            if resume.at_boundary or self._is_over(resume):
+                self._load_rng_state(resume.path)
+            if self.control.should_training_stop:
+                return None
+        kwargs["model"].zero_grad()  # what a stream's last, short step has left
+        self._micro_batches = []
+        return super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _is_over(self, resume: _Resumption) -> bool:
+        """Whether no step was to follow the checkpoint's."""
+        return resume.progress["training_over"] or self.state.global_step >= self.state.max_steps
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self._resume is not None:  # its last epoch was whole: no epoch was run
+            self._load_rng_state(self._resume.path)
+        self._check_best()
+        return super()._finalize_training(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Once, where the stock trainer does: the data are at their place then."""
+        if self._resume is None:
+            return
+        resume, self._resume = self._resume, None
+        super()._load_rng_state(checkpoint)
+        self.load_progress(resume.progress)
+        self._initial_global_step = self._globalstep_last_logged  # what train_loss is a mean from
+        self._finish_step(resume)
+
+    def _finish_step(self, resume: _Resumption) -> None:
+        """What the checkpoint's step had still to do: an evaluation, the end of its epoch."""
+        progress, over = resume.progress, self._is_over(resume)
+        last = self._last_step = progress["last_step"]
+        rest = (self.model_wrapped, None, self._epoch, None, time.time())
+        self.control.should_log = self.control.should_save = False
+        self.control.should_evaluate = progress["evaluation_due"]
+        if progress["evaluation_due"]:
+            self._maybe_log_save_evaluate(self._tr_loss, last["grad_norm"], *rest)
+        if (resume.at_boundary or over) and not progress["epoch_ended"]:
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            self._maybe_log_save_evaluate(
+                self._tr_loss, last["grad_norm"], *rest, learning_rate=last["learning_rate"]
+            )
+        if over:
+            self.control.should_training_stop = True
+
+    # -- one step -------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, inputs: Inputs) -> Inputs:
+        inputs = {name: value for name, value in inputs.items() if name != ROWS}
+        return super()._prepare_inputs(inputs)
+
+    def training_step(
+        self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """The stock step; its loss is kept to be looked at before the update."""
+        if not self._micro_batches and self.max_skipped_steps:
+            self._before_step = self.progress()
+        rows = inputs.get(ROWS)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._micro_batches.append((loss.detach(), rows))
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm, after which the stock loop makes the update."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        micro_batches, self._micro_batches = self._micro_batches, []
+        losses = torch.stack([loss.float() for loss, _ in micro_batches])
+        finite = torch.isfinite(losses).all()
+        # A loss scaler has its own way with such gradients.
+        if getattr(self.accelerator, "scaler", None) is None:
+            finite = finite & torch.isfinite(torch.as_tensor(norm, device=finite.device))
+        broken, self._stop = self._agree(not bool(finite), self._signals.received is not None)
+        if broken:
+            self._leave_out(model, micro_batches, norm)
+            return None
+        return norm
+
+    def _leave_out(
+        self, model: nn.Module, micro_batches: list[tuple[Tensor, Any]], norm: Any
+    ) -> None:
+        """Count the step and drop its gradients, or raise NonFiniteError."""
+        mine = self._what_is_broken(micro_batches, norm)
+        texts = gather_object([mine]) if self.args.world_size > 1 else [mine]
+        what = next((text for text in texts if "loss" in text), texts[0])
+        step = self.state.global_step + 1
+        if self.skipped_steps >= self.max_skipped_steps:
+            steps = self._store().steps()
+            last = self._store().path(steps[-1]) if steps else "none yet"
+            most = f" (after {self.skipped_steps} skipped)" if self.max_skipped_steps else ""
+            raise NonFiniteError(
+                f"step {step}: {what}{most}; no weight was touched; the last good checkpoint: "
+                f"{last}; lower the learning rate, or look at the rows"
+            )
+        self.say(f"step {step}: {what}; the step is left out")
+        # An optimizer passes over parameters without a gradient: no update, no decay, no moments.
+        model.zero_grad(set_to_none=True)
+        self.load_progress(self._before_step)
+        self.skipped_steps += 1
+        self._skipped_since_log += 1
+
+    def _what_is_broken(self, micro_batches: list[tuple[Tensor, Any]], norm: Any) -> str:
+        losses = [(loss.item(), rows) for loss, rows in micro_batches]
+        bad = [(loss, rows) for loss, rows in losses if not math.isfinite(loss)]
+        what = f"the loss is {bad[0][0]}" if bad else f"the gradient's norm is {float(norm)}"
+        held = [rows for _, rows in (bad[:1] or losses) if rows is not None]
+        numbers = [int(row) for rows in held for row in rows]
+        if not numbers:
+            return what
+        places = ", ".join(self.place(row) for row in numbers[:SHOWN_ROWS])
+        more = len(numbers) - SHOWN_ROWS
+        return f"{what} (rows: {places}{f' and {more} more' if more > 0 else ''})"
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the stock trainer does; a mean loss is over the steps that were made."""
+        if "loss" in logs and self.skipped_steps:
+            steps = self.state.global_step - self._logged_before
+            made = steps - self._skipped_since_log
+            logs["loss"] = logs["loss"] * steps / made if made else math.nan
+            logs["skipped_steps"] = self.skipped_steps
+            self._skipped_since_log = 0
+        super().log(logs, *args, **kwargs)
+
+    # -- what follows a step --------------------------------------------------------------------
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: Tensor,
+        grad_norm: Any,
+        model: nn.Module,
+        trial: Any,
+        epoch: float,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
+        norm = grad_norm.item() if isinstance(grad_norm, Tensor) else grad_norm
+        self._last_step = {"grad_norm": norm, "learning_rate": learning_rate}
+        self._logged_before = self._globalstep_last_logged
+        stopping = self._stop or (self.args.world_size == 1 and self._signals.received is not None)
+        if stopping:
+            self._evaluation_due = self.control.should_evaluate
+            self.control.should_evaluate, self.control.should_save = False, True
+        try:
+            super()._maybe_log_save_evaluate(
+                *(tr_loss, norm, model, trial, epoch, ignore_keys_for_eval, start_time),
+                learning_rate=learning_rate,
+            )
+        except _Leave:
+            self._evaluation_due = stopping = True
+            self._save_checkpoint(model, trial)
+        if stopping:
+            path = self._store(trial).path(self.state.global_step)
+            raise self._stopped(f"at step {self.state.global_step}; saved: {path}")
+
+    def _stopped(self, where: str) -> Stopped:
+        number = self._signals.received or signal.SIGTERM  # None: another process received one
+        text = f"{number.name}: stopped {where}; the same command goes on from there"
+        return Stopped(text, 128 + number)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The stock evaluation, which takes none of training's random numbers."""
+        with untouched_random_numbers():
+            return super()._evaluate(*args, **kwargs)
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock step; an evaluation within training is left when a signal has come."""
+        if self.is_in_train and self._agree(self._signals.received is not None)[0]:
+            raise _Leave
+        return super().prediction_step(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        name = self.args.metric_for_best_model
+        if name is not None:
+            value = metrics.get(name if name.startswith("eval_") else f"eval_{name}", 0.0)
+            if not math.isfinite(value):
+                self.say(f"step {self.state.global_step}: {name} is {value}: not the best")
+                return False
+        return bool(super()._determine_best_metric(metrics, trial))
+
+    # -- saving and loading ---------------------------------------------------------------------
+
+    def progress(self) -> dict[str, Any]:
+        """What a resumed run needs that transformers does not save, of this process: tensors and
+        plain values."""
+        return {
+            "tr_loss": self._tr_loss.detach().clone(),
+            "last_logged": self._globalstep_last_logged,
+            "skipped_steps": self.skipped_steps,
+            "skipped_since_log": self._skipped_since_log,
+            "epoch": self._epoch,
+            "epoch_start": self._epoch_start,
+            "epoch_ended": self._mark.ended,
+            "evaluation_due": self._evaluation_due,
+            "training_over": self.control.should_training_stop,
+            "last_step": dict(self._last_step),
+        }
+
+    def load_progress(self, progress: dict[str, Any]) -> None:
+        """Put back what `progress` gave."""
+        self._tr_loss = progress["tr_loss"].to(self.args.device)
+        self._globalstep_last_logged = progress["last_logged"]
+        self.skipped_steps = progress["skipped_steps"]
+        self._skipped_since_log = progress["skipped_since_log"]
+        self._evaluation_due = False
+
+    def _store(self, trial: Any = None) -> Store:
+        return Store(Path(self._get_output_dir(trial)))
+
+    @property
+    def _progress_name(self) -> str:
+        return f"progress_{self.args.process_index}.pt"
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A whole checkpoint of this step, by all processes; then the oldest ones go."""
+        step, store = self.state.global_step, self._store(trial)
+        if self._saved_step == step:  # what has come since comes again when it is resumed
+            self._note_best(store)
+            return
+        self.store_flos()
+        final, writer = store.path(step), self.args.should_save
+        if writer:
+            store.root.mkdir(parents=True, exist_ok=True)
+            check_room(store.root, store.size())
+        with staged(final) if writer else nullcontext(staging(final)) as folder:
+            self.accelerator.wait_for_everyone()
+            self._write(str(folder))
+            self.accelerator.wait_for_everyone()
+            if writer:
+                self._write_state(folder, store)
+                facts = {"identity": _plain(self.identity()), "versions": _versions()}
+                seal(folder, step=step, **facts)
+        self.accelerator.wait_for_everyone()
+        self._saved_step = step
+        self._note_best(store)
+        if writer:
+            store.retain(self.args.save_total_limit, self.state.best_global_step)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _write(self, folder: str) -> None:
+        """The files of every process: transformers' own, and the progress."""
+        with quiet():
+            self.save_model(folder, _internal_call=True)
+        self._save_optimizer_and_scheduler(folder)
+        self._save_scaler(folder)
+        self._save_rng_state(folder)
+        torch.save(self.progress(), Path(folder, self._progress_name))
+
+    def _write_state(self, folder: Path, store: Store) -> None:
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+        states: dict[str, list[Any]] = {}
+        for callback in (*self.callback_handler.callbacks, self.control):
+            if isinstance(callback, ExportableState):
+                states.setdefault(type(callback).__name__, []).append(callback.state())
+        several: Any = {name: each if len(each) > 1 else each[0] for name, each in states.items()}
+        self.state.stateful_callbacks = several
+        self._note_best(store)
+        text = to_json(dataclasses.asdict(self.state), indent=2)
+        (folder / "trainer_state.json").write_text(text + "\n", encoding="utf-8")
+
+    def _note_best(self, store: Store) -> None:
+        """The best checkpoint's path, also where the run's folder was moved."""
+        best = self.state.best_global_step
+        there = best is not None and (best == self.state.global_step or store.path(best).is_dir())
+        self.state.best_model_checkpoint = str(store.path(best)) if there and best else None
+
+    def _check_best(self) -> None:
+        """Raise where the best model is asked for at the end and there is none; stock takes the
+        last in silence."""
+        if not self.args.load_best_model_at_end or self.state.best_model_checkpoint is not None:
+            return
+        metric, store = self.args.metric_for_best_model, self._store()
+        last = f"the last checkpoint: {store.path(store.steps()[-1])}" if store.steps() else ""
+        if self.state.best_global_step is not None:
+            path = store.path(self.state.best_global_step)
+            raise CheckpointError(f"{path}: the best checkpoint is not there any more; {last}")
+        if any("eval_loss" in row for row in self.state.log_history):
+            raise NonFiniteError(f"no evaluation gave a finite {metric}: there is no best; {last}")
+        self.say("load_best_model_at_end: no evaluation was made; the last weights are kept")
+
+    def _load_best_model(self) -> None:
+        path = self.state.best_model_checkpoint
+        assert path is not None
+        self._from_first(lambda: verify(Path(path)) and None)
+        super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Tensors that are missing or too many are another model's; tied ones are saved once, and
+        what the architecture alone decides (sinusoidal positions) not at all."""
+        own = self._own_model.state_dict(keep_vars=True)
+        constant = getattr(self._own_model, "_keys_to_ignore_on_save", None) or ()
+        absent = {name for name in load_result.missing_keys if name in own} - {*constant}
+        loaded = {tensor.data_ptr() for name, tensor in own.items() if name not in absent}
+        left = sorted(name for name in absent if own[name].data_ptr() not in loaded)
+        left += sorted(load_result.unexpected_keys)
+        if left:
+            raise CheckpointError(f"the checkpoint is of another model: {', '.join(left[:5])}")
+
+    # -- the processes --------------------------------------------------------------------------
+
+    def _agree(self, *mine: bool) -> list[bool]:
+        """Which of these is true on any process."""
+        if self.args.world_size == 1:
+            return [*mine]
+        flags = torch.tensor([float(each) for each in mine], device=self.args.device)
+        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+        return [bool(each) for each in flags.tolist()]
+
+    def _from_first(self, ask: Callable[[], T]) -> T:
+        """What the first process finds, or raises, on all of them."""
+        if self.args.world_size == 1:
+            return ask()
+        found: list[Any] = [None, None]
+        if self.args.process_index == 0:
+            try:
+                found[0] = ask()
+            except TvdGenError as error:
+                found[1] = error
+        broadcast_object_list(found)
+        if found[1] is not None:
+            raise found[1]
+        value: T = found[0]
+        return value
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return json.loads(to_json(value))
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
