@@ -89,8 +89,14 @@ def seal(folder: Path, **facts: Any) -> None:
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
         for file in _files(folder)
     }
-    manifest = {"format": FORMAT, **facts, "files": files}
-    (folder / MANIFEST).write_text(to_json(manifest, indent=1) + "\n", encoding="utf-8")
+    text = _manifest_text({"format": FORMAT, **facts, "files": files})
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _manifest_text(facts: dict[str, Any]) -> str:
+    """JSON whose last field is the SHA-256 of the rest."""
+    digest = hashlib.sha256(to_json(facts).encode()).hexdigest()
+    return to_json({**facts, "sha256": digest}, indent=1) + "\n"
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -122,15 +128,18 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if file.is_symlink() or not file.is_file():
         raise CheckpointError(f"{folder}: has no {MANIFEST}; it was not written by tvd-gen")
     try:
-        manifest = json.loads(file.read_bytes())
-        sound = manifest["format"] == FORMAT and all(
+        text = file.read_text(encoding="utf-8")
+        manifest: dict[str, Any] = json.loads(text)
+        del manifest["sha256"]
+        sound = manifest["format"] == FORMAT and text == _manifest_text(manifest)
+        sound = sound and all(
             {"bytes", "sha256"} == each.keys() for each in manifest["files"].values()
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise CheckpointError(f"{folder}: {MANIFEST} is broken")
-    return dict(manifest)
+    return manifest
 
 
 def _files(folder: Path) -> list[Path]:

@@ -14,8 +14,8 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,7 @@ import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from tvd_gen.checkpoints import Store, check_room, seal, staged, staging, verify
@@ -201,8 +202,22 @@ class ExactMixin(_Base):
                 )
 
     def _read(self, path: str) -> _Resumption:
-        file = Path(path, self._progress_name)
-        return _Resumption(path, torch.load(file, map_location="cpu", weights_only=True))
+        with _loading(path):
+            TrainerState.load_from_json(str(Path(path, TRAINER_STATE_NAME)))
+            file = Path(path, self._progress_name)
+            return _Resumption(path, torch.load(file, map_location="cpu", weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with _loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _loading(checkpoint):
+            super()._load_scaler(checkpoint)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed, by name."""
@@ -267,7 +282,8 @@ class ExactMixin(_Base):
         if self._resume is None:
             return
         resume, self._resume = self._resume, None
-        super()._load_rng_state(checkpoint)
+        with _loading(checkpoint):
+            super()._load_rng_state(checkpoint)
         self.load_progress(resume.progress)
         self._initial_global_step = self._globalstep_last_logged  # what train_loss is a mean from
         self._finish_step(resume)
@@ -502,7 +518,7 @@ class ExactMixin(_Base):
         self.state.stateful_callbacks = several
         self._note_best(store)
         text = to_json(dataclasses.asdict(self.state), indent=2)
-        (folder / "trainer_state.json").write_text(text + "\n", encoding="utf-8")
+        (folder / TRAINER_STATE_NAME).write_text(text + "\n", encoding="utf-8")
 
     def _note_best(self, store: Store) -> None:
         """The best checkpoint's path, also where the run's folder was moved."""
@@ -567,6 +583,21 @@ class ExactMixin(_Base):
             raise found[1]
         value: T = found[0]
         return value
+
+
+@contextmanager
+def _loading(path: str | None) -> Iterator[None]:
+    """What files that are whole, but not what they should be, make libraries raise: a
+    CheckpointError. Nothing is ever loaded that could run code."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: cannot be loaded: {type(error).__name__}: {text}"
+        ) from error
 
 
 def _plain(value: Any) -> Any:
