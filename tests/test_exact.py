@@ -183,7 +183,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
     whole.train()
     expected = end(whole)
     assert len(expected["log"]) >= 2
-    for stops in ((3,), (5, 9), (8,), (11,)):
+    for stops in ((3, 8), (5,), (11,)):
         if stops[-1] >= expected["steps"]:
             continue
         folder = tmp_path / "-".join(map(str, stops))
@@ -387,6 +387,7 @@ class Send(TrainerCallback):
 
     def _at(self, moment, state):
         if moment == self.moment and state.global_step == self.step:
+            self.moment = None  # a second one would end this process
             os.kill(os.getpid(), self.number)
 
     def on_step_begin(self, args, state, control, **_):

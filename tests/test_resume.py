@@ -1,0 +1,244 @@
+"""The same command on a run's folder: it goes on, it says that it is done, or what has changed."""
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_run import QUIET, config, files  # noqa: F401  # a fixture
+
+from tvd_gen.checkpoints import Store
+from tvd_gen.errors import CheckpointError, ConfigError, DiskError, NonFiniteError
+from tvd_gen.run import evaluate, train, training
+from tvd_gen.run.folder import RunFolder
+from tvd_gen.run.resume import locked
+
+STEPS = {
+    "max_steps": 9,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 2,
+    "save_steps": 3,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "learning_rate": 1e-2,
+}
+
+
+def killed_at(step, made, run, monkeypatch):
+    """A run that ends in the middle, as far as its folder can tell."""
+
+    def stop(self, args, state, control, **_):
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    stopping = type("Stopping", (training.Reporter,), {"on_step_begin": stop})
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "Reporter", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(made, run, **QUIET)
+
+
+@pytest.fixture
+def stopped(tmp_path, files, monkeypatch):  # noqa: F811
+    """A config, and a run of it that was killed at step 5, after the checkpoint of step 3."""
+    made = config(tmp_path, files, training=STEPS)
+    killed_at(5, made, tmp_path / "run", monkeypatch)
+    assert Store(tmp_path / "run" / "checkpoints").steps() == [3]
+    return made, tmp_path / "run"
+
+
+def said(config, run, **options):
+    lines = []
+    train(config, run, say=lines.append, progress=lambda *_: None, **options)
+    return lines
+
+
+def log(run):
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    timed = ("runtime", "per_second")
+    return [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in rows]
+
+
+def weights(run):
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def test_the_same_command_goes_on_and_ends_as_if_nothing_had_been(stopped, tmp_path):
+    made, run = stopped
+    assert "going on from step 3 of 9" in said(made, run)
+    train(made, tmp_path / "whole", **QUIET)
+    assert weights(run) == weights(tmp_path / "whole")
+    assert log(run) == log(tmp_path / "whole")
+    assert evaluate(run, **QUIET) == evaluate(tmp_path / "whole", **QUIET)
+
+
+def test_a_finished_run_says_so_and_is_left_alone(stopped):
+    made, run = stopped
+    train(made, run, **QUIET)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
+    assert said(made, run) == [f"{run}: the run is finished; nothing to do"]
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
+    assert {p: t for p, t in after.items() if p != run} == {
+        p: t for p, t in before.items() if p != run
+    }
+
+
+def test_a_run_without_a_checkpoint_says_that_it_starts_anew(stopped):
+    made, run = stopped
+    for path in (run / "checkpoints").iterdir():
+        path.rename(run.parent / path.name)
+    assert any("no checkpoint yet; the run starts from its beginning" in x for x in said(made, run))
+
+
+def test_a_run_whose_checkpoints_are_all_broken_does_not_start_anew(stopped):
+    """In silence, days of training would be done again."""
+    made, run = stopped
+    (run / "checkpoints" / "step-000003" / "scheduler.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"scheduler\.pt is missing"):
+        train(made, run, **QUIET)
+    assert (run / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": {**STEPS, "learning_rate": 0.1}}, "training.learning_rate: was 0.01, now"),
+        ({"objective": {"gamma": 0.5}}, "objective.gamma: was 0.02, now 0.5"),
+        ({"data": {"max_target_tokens": 9}}, "data.max_target_tokens: was 12, now 9"),
+    ],
+)
+def test_another_config_is_refused_field_by_field(changes, message, stopped, tmp_path, files):  # noqa: F811
+    _, run = stopped
+    other = config(tmp_path, files, **({"training": STEPS} | changes))
+    for allow in (False, True):
+        with pytest.raises(ConfigError, match=message) as caught:
+            train(other, run, allow_change=allow, **QUIET)
+        assert "start another run" in str(caught.value)
+
+
+def test_fields_that_change_no_weight_may_change_when_asked(stopped, tmp_path, files):  # noqa: F811
+    made, run = stopped
+    other = config(tmp_path, files, training=STEPS | {"save_steps": 2}, generation={"num_beams": 2})
+    with pytest.raises(ConfigError, match=r"training\.save_steps: .*\(may change: --allow-change"):
+        train(other, run, **QUIET)
+    train(other, run, allow_change=True, **QUIET)
+    assert "save_steps: 2" in (run / "config.yaml").read_text()
+    train(made, tmp_path / "whole", **QUIET)
+    assert weights(run) == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_changed_data_are_refused(split, stopped, files):  # noqa: F811
+    """The stock trainer takes them, and the run is another one."""
+    made, run = stopped
+    file = Path(files[split])
+    file.write_text(file.read_text().replace("red", "rot", 1))
+    with pytest.raises(ConfigError, match=rf"data, {split}: .*{split}\.jsonl: SHA-256 was \w+ now"):
+        train(made, run, **QUIET)
+
+
+def test_a_test_file_may_change(stopped, files):  # noqa: F811
+    made, run = stopped
+    file = Path(files["test"])
+    file.write_text(file.read_text().replace("red", "rot", 1))
+    train(made, run, **QUIET)
+
+
+def hold(run, held, done):
+    with locked(RunFolder(run)):
+        held.set()
+        done.wait(30)
+
+
+def test_two_runs_in_one_folder_are_refused(stopped):
+    """They would write one log and each other's checkpoints."""
+    made, run = stopped
+    fork = multiprocessing.get_context("fork")
+    held, done = fork.Event(), fork.Event()
+    other = fork.Process(target=hold, args=(run, held, done))
+    other.start()
+    assert held.wait(30)
+    with pytest.raises(ConfigError, match=rf"another process trains in it \(pid {other.pid}\)"):
+        train(made, run, **QUIET)
+    os.kill(other.pid, 9)  # the system lets go of a dead process's lock
+    other.join()
+    train(made, run, **QUIET)
+
+
+def test_a_moved_run_goes_on_and_keeps_its_best(tmp_path, files, monkeypatch):  # noqa: F811
+    """transformers keeps the best checkpoint's old path, and drops it."""
+    best = {"load_best_model_at_end": True, "save_total_limit": 1}
+    made = config(tmp_path, files, training=STEPS | best)
+    killed_at(5, made, tmp_path / "run", monkeypatch)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    train(made, tmp_path / "moved", **QUIET)
+    train(made, tmp_path / "whole", **QUIET)
+    assert weights(tmp_path / "moved") == weights(tmp_path / "whole")
+
+
+def test_a_stream_goes_on_past_its_first_epoch(tmp_path, files, monkeypatch):  # noqa: F811
+    """The stock trainer reads the stream from its start again, and says nothing."""
+    steps = STEPS | {"max_steps": 14, "save_steps": 8, "eval_strategy": "no"}
+    made = config(tmp_path, files, training=steps, data={"streaming": True, "shuffle_buffer": 16})
+
+    killed_at(10, made, tmp_path / "run", monkeypatch)
+    train(made, tmp_path / "run", **QUIET)
+    train(made, tmp_path / "whole", **QUIET)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert log(tmp_path / "run") == log(tmp_path / "whole")
+
+
+def test_the_rows_of_a_broken_step_are_named_by_file_and_line(tmp_path, files, monkeypatch):  # noqa: F811
+    made = config(tmp_path, files, training=STEPS)
+    step = training.Seq2SeqObjectiveTrainer.compute_loss
+
+    def broken(self, *args, **kwargs):
+        return step(self, *args, **kwargs) * (float("nan") if self.state.global_step == 4 else 1)
+
+    monkeypatch.setattr(training.Seq2SeqObjectiveTrainer, "compute_loss", broken)
+    with pytest.raises(NonFiniteError, match=r"step 5: the loss is nan \(rows: .*train\.jsonl:\d+"):
+        train(made, tmp_path / "run", **QUIET)
+    assert Store(tmp_path / "run" / "checkpoints").steps() == [3]
+    monkeypatch.undo()
+    train(made, tmp_path / "run", **QUIET)
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(stopped, monkeypatch):
+    made, run = stopped
+    write = torch.save
+
+    def full(value, file, *args, **kwargs):
+        if "step-000006" in str(file) and str(file).endswith("optimizer.pt"):
+            Path(file).write_bytes(b"x" * 100)
+            raise OSError(28, "No space left on device")
+        write(value, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(DiskError, match=r"step-000006: the disk is full: needs more than"):
+        train(made, run, **QUIET)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000003"]
+    monkeypatch.undo()
+    train(made, run, **QUIET)
+
+
+def test_a_model_that_was_half_saved_is_saved_again(stopped, monkeypatch):
+    """model/ is what says that a run is finished."""
+    made, run = stopped
+    save = training.save
+
+    def half(model, tokenizer, folder):
+        save(model, tokenizer, folder)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "save", half)
+    with pytest.raises(DiskError):
+        train(made, run, **QUIET)
+    assert not (run / "model").exists()
+    monkeypatch.undo()
+    started = time.monotonic()
+    assert "going on from step 9 of 9" in said(made, run)
+    assert time.monotonic() - started < 30
+    assert (run / "model").exists()
