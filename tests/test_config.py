@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -505,7 +506,7 @@ def check_loads_or_says_why(file, data):
 
 
 FUZZ = settings(
-    max_examples=300,
+    max_examples=300 * int(os.environ.get("TVD_FUZZ", "1")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

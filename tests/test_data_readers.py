@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import tempfile
 from pathlib import Path
 
@@ -335,6 +336,9 @@ edits = st.lists(
 )
 
 
+FUZZ = settings(max_examples=400 * int(os.environ.get("TVD_FUZZ", "1")), deadline=None)
+
+
 def mutate(content, edits, first=0):
     for place, kind, piece in edits:
         at = max(first, place % (len(content) + 1))
@@ -357,7 +361,7 @@ def sorted_out(folder, name, content):
 
 
 @given(edits)
-@settings(max_examples=400, deadline=None)
+@FUZZ
 def test_a_mutated_jsonl_file_loses_no_row_unreported(edits):
     """Rows kept and rows reported are the rows there, whatever happened to the file."""
     content = mutate(JSONL, edits)
@@ -366,7 +370,7 @@ def test_a_mutated_jsonl_file_loses_no_row_unreported(edits):
 
 
 @given(edits)
-@settings(max_examples=400, deadline=None)
+@FUZZ
 def test_a_mutated_csv_file_loses_no_row_unreported(edits):
     content = mutate(CSV, edits, first=CSV.index(b"\n") + 1)
     with tempfile.TemporaryDirectory() as folder:
