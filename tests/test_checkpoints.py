@@ -43,8 +43,8 @@ def store(tmp_path):
     return made
 
 
-def dies_at(event, action):
-    """Run `action` in a process of its own that is killed at its nth touch of the file system.
+def dies_at(event, action, below=Path("/")):
+    """Run `action` in a process of its own that is killed at its nth touch of files below a folder.
 
     Whether there was an nth.
     """
@@ -54,7 +54,8 @@ def dies_at(event, action):
 
         def count(name, arguments):
             nonlocal seen
-            if name in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.listdir"):
+            touches = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.listdir")
+            if name in touches and str(arguments[0]).startswith(str(below)):
                 seen += 1
                 if seen == event:
                     os.kill(os.getpid(), signal.SIGKILL)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_checkpoints import dies_at
 from test_run import QUIET, config, files  # noqa: F401  # a fixture
 
 from tvd_gen.checkpoints import Store
 from tvd_gen.errors import CheckpointError, ConfigError, DiskError, NonFiniteError
 from tvd_gen.run import evaluate, train, training
 from tvd_gen.run.folder import RunFolder
-from tvd_gen.run.resume import locked
+from tvd_gen.run.resume import locked, state_of
 
 STEPS = {
     "max_steps": 9,
@@ -161,7 +162,7 @@ def test_two_runs_in_one_folder_are_refused(stopped):
     other = fork.Process(target=hold, args=(run, held, done))
     other.start()
     assert held.wait(30)
-    with pytest.raises(ConfigError, match=rf"another process trains in it \(pid {other.pid}\)"):
+    with pytest.raises(ConfigError, match="another process trains in it"):
         train(made, run, **QUIET)
     os.kill(other.pid, 9)  # the system lets go of a dead process's lock
     other.join()
@@ -242,3 +243,39 @@ def test_a_model_that_was_half_saved_is_saved_again(stopped, monkeypatch):
     assert "going on from step 9 of 9" in said(made, run)
     assert time.monotonic() - started < 30
     assert (run / "model").exists()
+
+
+def test_a_launcher_that_starts_fewer_processes_is_found_out(tmp_path, files, monkeypatch):  # noqa: F811
+    """The global batch would be half of what was meant."""
+    made = config(tmp_path, files, training=STEPS | {"num_processes": 2})
+    with pytest.raises(ConfigError, match="2 asked for, 1 started; start with torchrun"):
+        train(made, tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    tmp_path,
+    files,  # noqa: F811
+    monkeypatch,
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(training, "prepare", None)
+    with pytest.raises(DiskError, match="cannot be written: no permission in"):
+        train(config(tmp_path, files), tmp_path / "a" / "run", **QUIET)
+
+
+@pytest.mark.parametrize("event", range(1, 40, 2))
+def test_a_kill_while_the_folder_is_made_leaves_a_folder_to_start_in(event, tmp_path, files):  # noqa: F811
+    """Found by the campaign: a folder with checkpoints/ and no config.yaml was taken for no run."""
+    made, run = config(tmp_path, files, training=STEPS | {"max_steps": 1}), tmp_path / "run"
+    prepared = training.prepare(made, say=lambda *_: None, progress=lambda *_: None)
+
+    def start():
+        with locked(RunFolder(run)):
+            training._train(RunFolder(run), prepared, "new", **QUIET)
+
+    dies_at(event, start, below=run)
+    assert state_of(RunFolder(run)) in ("new", "started")
+    if event > 30:
+        train(made, run, **QUIET)
+        assert state_of(RunFolder(run)) == "finished"

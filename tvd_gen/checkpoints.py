@@ -152,6 +152,8 @@ def _sha256(file: Path) -> str:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a directory
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

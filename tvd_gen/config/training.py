@@ -120,6 +120,8 @@ class TrainingSpec(BaseModel):
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """the padded tokens of a batch on one device; takes the place of per_device_train_batch_size"""
+    num_processes: Annotated[int, Field(ge=1)] | None = None
+    """how many processes a launcher must have started; default: however many there are"""
     max_skipped_steps: Annotated[int, Field(ge=0)] = 0
     """how many steps may be left out because their loss or gradient is not finite"""
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None

@@ -1,15 +1,16 @@
 """What a run folder may go on with: the lock, the state it is in, and what has changed since."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from tvd_gen.config import RunConfig, load_config
 from tvd_gen.data import DataReport
-from tvd_gen.errors import ConfigError
+from tvd_gen.errors import ConfigError, DiskError
 from tvd_gen.run.folder import RunFolder, disk_faults
 from tvd_gen.trainer import MAY_CHANGE
 
@@ -28,11 +29,9 @@ def state_of(folder: RunFolder) -> State:
         return "finished"
     if folder.config.exists():
         return "started"
-    others = (
-        [path.name for path in folder.path.iterdir() if path.name != folder.lock.name]
-        if folder.path.is_dir()
-        else []
-    )
+    names = [path.name for path in folder.path.iterdir()] if folder.path.is_dir() else []
+    # The lock, and what a kill has left half written, are hidden.
+    others = [name for name in names if not name.startswith(".")]
     if others:
         raise ConfigError(f"{folder.path}: holds no run, but {others[0]}; choose another --output")
     return "new"
@@ -46,21 +45,35 @@ def locked(folder: RunFolder) -> Iterator[None]:
     """
     with disk_faults(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
-        file = folder.lock.open("a+")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise ConfigError(
-                f"{folder.path}: another process trains in it (pid {owner}); wait for it, or "
-                "choose another --output"
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+    try:
+        with disk_faults(folder.path), FileLock(folder.lock, timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(
+            f"{folder.path}: another process trains in it; wait for it, or choose another --output"
+        ) from None
+
+
+def check_writable(folder: RunFolder) -> None:
+    """Raise DiskError where the folder could not be made: before the model is loaded."""
+    there = next(
+        path for path in (folder.path.absolute(), *folder.path.absolute().parents) if path.exists()
+    )
+    if not os.access(there, os.W_OK):
+        raise DiskError(f"{folder.path}: cannot be written: no permission in {there}")
+
+
+def check_processes(config: RunConfig) -> None:
+    """Raise ConfigError where a launcher has started another number of processes than asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts one, and says nothing.
+    """
+    asked, started = config.training.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
+    if asked is not None and asked != started:
+        raise ConfigError(
+            f"training.num_processes: {asked} asked for, {started} started; start with "
+            f"torchrun --nproc_per_node {asked} -m tvd_gen train ..."
+        )
 
 
 def check_config(folder: RunFolder, config: RunConfig, allow_change: bool) -> None:

@@ -39,7 +39,15 @@ from tvd_gen.metrics import text_metrics
 from tvd_gen.models import describe_model, load_model, save
 from tvd_gen.process import is_first_process
 from tvd_gen.run.folder import RunFolder, disk_faults, write_json, write_lines, write_text
-from tvd_gen.run.resume import State, check_config, check_data, locked, state_of
+from tvd_gen.run.resume import (
+    State,
+    check_config,
+    check_data,
+    check_processes,
+    check_writable,
+    locked,
+    state_of,
+)
 from tvd_gen.strict_json import to_json
 from tvd_gen.tasks import TASKS
 from tvd_gen.trainer import Seq2SeqObjectiveTrainer, check_finite
@@ -322,7 +330,9 @@ def train(
     Stopped after a signal.
     """
     folder, config = RunFolder(Path(run_dir)), _with_absolute_files(config)
+    check_processes(config)
     state = state_of(folder)
+    check_writable(folder)
     if state == "new":
         prepared = prepare(config, say=say, progress=progress)
         with _alone(folder):
@@ -351,12 +361,12 @@ def _train(
         say(f"{folder.path}: there is no checkpoint yet; the run starts from its beginning")
     try:
         with disk_faults(folder.path):
+            _write_inputs(folder, prepared)  # first: what has no config.yaml is no run
             trainer = make_trainer(prepared, folder, say, progress)
-            _write_inputs(folder, prepared)
             _run_steps(trainer, say, resume=started)
     except BaseException:
-        made = started or (trainer is not None and trainer.state.global_step)
-        if is_first_process() and not made:
+        made = trainer is not None and trainer.state.global_step
+        if is_first_process() and state == "new" and not made:
             folder.discard()
         raise
     check_finite(prepared.model, trainer.state.global_step)
