@@ -15,13 +15,15 @@ STAMP := $(VENV)/.installed
 # Threads that spin for long while they wait are several times slower on cores that others use too.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help demo test benchmark benchmark-check setup clean
+.PHONY: help demo test benchmark benchmark-check reliability reliability-check setup clean
 
 help:
 	@echo "make demo   set up, train a summarizer with the gamma loss, evaluate it"
 	@echo "make test   set up, then lint, types and tests"
 	@echo "make benchmark        the head and a whole step beside their peers; half an hour"
 	@echo "make benchmark-check  the same small, with loose bounds; a minute"
+	@echo "make reliability        kill runs, fill disks, spoil files, and compare; half an hour"
+	@echo "make reliability-check  a few of each; two minutes"
 	@echo "make setup  the environment in $(VENV) alone"
 	@echo "make clean  remove the environment and the demo's run"
 
@@ -42,6 +44,12 @@ benchmark: $(STAMP)
 
 benchmark-check: $(STAMP)
 	$(BIN)/python scripts/benchmark/run.py --check --steps 5
+
+reliability: $(STAMP)
+	$(BIN)/python scripts/reliability/run.py
+
+reliability-check: $(STAMP)
+	$(BIN)/python scripts/reliability/run.py --quick
 
 setup: $(STAMP)
 

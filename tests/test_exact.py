@@ -4,7 +4,9 @@ The law is also run where it must fail: with the data, the random numbers, or th
 where they were.
 """
 
+import contextlib
 import copy
+import dataclasses
 import math
 import os
 import pickle
@@ -24,7 +26,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from tvd_gen import ObjectiveTrainer, Seq2SeqObjectiveTrainer, TaiLr
+from tvd_gen import CrossEntropy, ObjectiveTrainer, Seq2SeqObjectiveTrainer, TaiLr
 from tvd_gen.checkpoints import MANIFEST, Store, seal, verify
 from tvd_gen.data import Collator
 from tvd_gen.errors import CheckpointError, NonFiniteError, Stopped
@@ -434,6 +436,61 @@ def test_a_signal_saves_and_the_resumed_run_is_exact(number, moment, step, signa
     resumed = trainer_for(tmp_path, process=4, **SIGNALLED)
     resumed.train(resume_from_checkpoint=True)
     assert differences(signalled, end(resumed)) == []
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    """Whoever asks twice does not want to wait for the end of a long step."""
+
+    class Twice(Send):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            trainer_for(tmp_path, Twice(signal.SIGTERM, None, None)).train()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+    assert Store(tmp_path).steps() == [2, 4], "step 6 was not waited for"
+    assert Store(tmp_path).newest(pytest.fail)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantile(CrossEntropy):
+    """A law whose numbers move while it trains, as loss truncation's do."""
+
+    seen: list = dataclasses.field(default_factory=lambda: [0.0])
+
+    def weight(self, logp):
+        self.seen[0] = 0.9 * self.seen[0] + 0.1 * logp.mean().item()
+        return torch.where(logp > 2 * self.seen[0], 1.0, 0.1)
+
+    def state_dict(self):
+        return {"seen": list(self.seen)}
+
+    def load_state_dict(self, state):
+        self.seen[:] = state["seen"]
+
+
+def test_an_objective_with_a_state_goes_on_with_it(tmp_path, monkeypatch):
+    whole = trainer_for(tmp_path / "whole", objective=Quantile())
+    whole.train()
+    ends = []
+    for forget in (False, True):
+        folder = tmp_path / str(forget)
+        stopped = trainer_for(folder, StopAt(7), objective=Quantile())
+        with pytest.raises(KeyboardInterrupt):
+            stopped.train()
+        resumed = trainer_for(folder, process=3, objective=Quantile())
+        if forget:
+            monkeypatch.setattr(Quantile, "load_state_dict", lambda self, state: None)
+        resumed.train(resume_from_checkpoint=True)
+        ends.append(differences(end(whole), end(resumed)))
+    assert ends[0] == []
+    assert ends[1], "the comparison can fail"
 
 
 def test_signals_may_be_left_to_others(tmp_path):

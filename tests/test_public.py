@@ -8,7 +8,7 @@ import tvd_gen
 PROMISED = {
     "TaiLr", "CrossEntropy", "OBJECTIVES", "objective_loss", "linear_objective_loss",
     "linear_target_logp", "LossOutput", "TokenObjective", "GammaCrossEntropyLoss", "ObjectiveMixin",
-    "ObjectiveTrainer", "Seq2SeqObjectiveTrainer",
+    "ObjectiveTrainer", "Seq2SeqObjectiveTrainer", "ExactMixin",
 }  # fmt: skip
 
 

@@ -12,12 +12,18 @@ if TYPE_CHECKING:
         objective_loss,
     )
     from tvd_gen.objectives import OBJECTIVES, CrossEntropy, TaiLr, TokenObjective
-    from tvd_gen.trainer import ObjectiveMixin, ObjectiveTrainer, Seq2SeqObjectiveTrainer
+    from tvd_gen.trainer import (
+        ExactMixin,
+        ObjectiveMixin,
+        ObjectiveTrainer,
+        Seq2SeqObjectiveTrainer,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "OBJECTIVES",
     "CrossEntropy",
+    "ExactMixin",
     "GammaCrossEntropyLoss",
     "LossOutput",
     "ObjectiveMixin",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -136,11 +137,16 @@ def auto_class(config: PreTrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
+# UnpicklingError: what a .bin raises that holds more than tensors. It is never run.
+_FAULTS: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, RuntimeError, ImportError)
+_FAULTS += (EOFError, SafetensorError, UnpicklingError)
+
+
 @contextmanager
 def _faults_of(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as fault:
+    except _FAULTS as fault:
         raise ModelError(f"{name}: cannot be loaded ({one_line(fault)[:300]})") from fault
 
 

@@ -40,7 +40,10 @@ class RunFolder:
             raise ConfigError(f"{self.path}: no such run folder; tvd-gen train makes one")
         for part in (self.config, self.model):
             if not part.exists():
-                raise ConfigError(f"{self.path}: has no {part.name}; was the training finished?")
+                raise ConfigError(
+                    f"{self.path}: has no {part.name}: the training is not finished; the same "
+                    "tvd-gen train command goes on with it"
+                )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -40,15 +41,21 @@ class Plan:
 def plan(config: RunConfig, *, say: Say, progress: Progress) -> Plan:
     """Read the data, build the model, count; no run folder is made."""
     prepared = prepare(config, say=say, progress=progress)
-    summary = describe_model(prepared.model)
+    summary, steps = describe_model(prepared.model), _steps(prepared)
+    disk = _disk(prepared, steps["steps"])
+    if disk["needed"] > disk["free"]:
+        say(
+            f"the run needs {disk['needed']:.0f} MiB on the disk, {disk['free']:.0f} MiB are free; "
+            "set training.save_total_limit, or make room"
+        )
     return Plan(
         name=config.name,
         objective=str(config.objective.build()[0]),
         data={name: _counts(report) for name, report in prepared.corpus.report.splits.items()},
         model=dataclasses.asdict(summary),
-        steps=_steps(prepared),
+        steps=steps,
         memory_mib=_memory(prepared),
-        disk_mib=_disk(prepared),
+        disk_mib=disk,
         examples=list(_examples(prepared)),
     )
 
@@ -107,9 +114,26 @@ def _memory(prepared: Prepared) -> dict[str, float]:
     }
 
 
-def _disk(prepared: Prepared) -> dict[str, float]:
-    memory = _memory(prepared)
-    return {"model": memory["weights"], "one_checkpoint": memory["weights"] + memory["adam"]}
+def _disk(prepared: Prepared, steps: float) -> dict[str, float]:
+    """Of the model, a checkpoint, and all of the run; and what is free where runs/ is made."""
+    given, memory = prepared.config.training.arguments, _memory(prepared)
+    one = memory["weights"] + memory["adam"]
+    each, strategy = given.get("save_steps", 500), given.get("save_strategy", "steps")
+    if strategy == "steps":
+        saves = math.ceil(steps / (each if each >= 1 else max(1, math.ceil(each * steps))))
+    else:
+        saves = 0 if strategy == "no" else math.ceil(given.get("num_train_epochs", 3.0))
+    limit = given.get("save_total_limit")
+    kept = saves if limit is None else min(saves, limit + bool(given.get("load_best_model_at_end")))
+    # While one is saved, the one that will go for it is still there.
+    most = one * (kept + (saves > kept)) + memory["weights"]
+    return {
+        "model": memory["weights"],
+        "one_checkpoint": one,
+        "checkpoints_kept": kept,
+        "needed": most,
+        "free": shutil.disk_usage(".").free / 2**20,
+    }
 
 
 def _examples(prepared: Prepared, count: int = 3) -> Iterator[dict[str, str]]:

@@ -84,6 +84,7 @@ class ObjectiveMixin(ExactMixin):
         **kwargs: Any,
     ) -> None:
         self.objective: TokenObjective = _objective(objective)
+        self._described = repr(self.objective)  # now: a state may show in it later
         self.schedules: dict[str, Schedule] = dict(schedules or {})
         self.loss_settings = LossSettings(label_smoothing, z_loss, row_budget, head_backend)
         self.max_tokens = max_tokens
@@ -308,7 +309,7 @@ class ObjectiveMixin(ExactMixin):
         """The objective is part of what a run is."""
         return {
             **super().identity(),
-            "objective": repr(self.objective),
+            "objective": self._described,
             "schedules": repr(self.schedules),
             "loss": repr(self.loss_settings),
             "max_tokens": self.max_tokens,
