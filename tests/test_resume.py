@@ -12,7 +12,7 @@ from test_checkpoints import dies_at
 from test_run import QUIET, config, files  # noqa: F401  # a fixture
 
 from tvd_gen.checkpoints import Store
-from tvd_gen.errors import CheckpointError, ConfigError, DiskError, NonFiniteError
+from tvd_gen.errors import CheckpointError, ConfigError, DataError, DiskError, NonFiniteError
 from tvd_gen.run import evaluate, train, training
 from tvd_gen.run.folder import RunFolder
 from tvd_gen.run.resume import locked, state_of
@@ -279,3 +279,23 @@ def test_a_kill_while_the_folder_is_made_leaves_a_folder_to_start_in(event, tmp_
     if event > 30:
         train(made, run, **QUIET)
         assert state_of(RunFolder(run)) == "finished"
+
+
+def test_a_worker_that_dies_is_one_line_and_the_run_goes_on(stopped, monkeypatch):
+    made, run = stopped
+    made = made.model_copy(
+        update={"training": made.training.model_copy(update={"dataloader_num_workers": 1})}
+    )
+    collate = training.Collator.__call__
+
+    def die(self, features):
+        if torch.utils.data.get_worker_info():
+            os._exit(1)
+        return collate(self, features)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Collator, "__call__", die)
+        with pytest.raises(DataError, match=r"a worker .* has died"):
+            train(made, run, allow_change=True, **QUIET)
+    train(made, run, allow_change=True, **QUIET)
+    assert (run / "model").exists()

@@ -33,11 +33,12 @@ def _run(launcher, family, folder, *numbers):
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.parametrize(("rows", "accumulate"), [(8, 1), (4, 2)])
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
-def test_two_ranks_equal_one(family, tmp_path):
+def test_two_ranks_equal_one(family, rows, accumulate, tmp_path):
     """Targets weighed by rank, or rows that fill up the last batch counted twice, would differ."""
     one = _run([sys.executable], family, tmp_path / "one", 16, 1)
-    two = _run(_torchrun(), family, tmp_path / "two", 4, 2)
+    two = _run(_torchrun(), family, tmp_path / "two", rows, accumulate)
     assert (one["ranks"], two["ranks"]) == (1, 2)
     for left, right in zip(one["steps"], two["steps"], strict=True):
         assert left == pytest.approx(right, rel=1e-5)

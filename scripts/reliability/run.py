@@ -32,15 +32,16 @@ import corruption
 import disks
 import fuzz
 import kills
+import overhead
 import stops
 import tvd_gen.run  # noqa: F401
 
 FULL = {"kills": 200, "stops": 40, "corruption": 500, "disks": 50, "configs": 10_000}
-FULL |= {"data": 5_000, "controls": 20}
+FULL |= {"data": 5_000, "controls": 20, "overhead": 9}
 QUICK = {"kills": 10, "stops": 4, "corruption": 50, "disks": 3, "configs": 1_200, "data": 800}
-QUICK |= {"controls": 4}
+QUICK |= {"controls": 4, "overhead": 3}
 NAMES = ("kills", "controls", "stops", "two ranks", "corruption", "disks", "batches", "configs")
-NAMES += ("data",)
+NAMES += ("data", "overhead")
 
 
 def measure(name: str, sizes: Mapping[str, int], folder: Path, seed: int) -> dict[str, Any]:
@@ -67,6 +68,8 @@ def measure(name: str, sizes: Mapping[str, int], folder: Path, seed: int) -> dic
         return found | {
             "failed": any(each["loss"] > 1e-5 or each["weight"] > 1e-5 for each in found.values())
         }
+    if name == "overhead":
+        return overhead.campaign(folder, sizes["overhead"]) | {"failed": False}
     found = fuzz.campaign(fuzz.CONFIGS if name == "configs" else fuzz.DATA, sizes[name])
     return found | {"failed": bool(found["failures"])}
 

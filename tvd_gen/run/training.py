@@ -34,7 +34,7 @@ from tvd_gen.data import (
     encode_corpus,
     load_corpus,
 )
-from tvd_gen.errors import ConfigError
+from tvd_gen.errors import ConfigError, DataError
 from tvd_gen.metrics import text_metrics
 from tvd_gen.models import describe_model, load_model, save
 from tvd_gen.process import is_first_process
@@ -231,6 +231,20 @@ def config_faults(*more: type[Exception]) -> Iterator[None]:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
 
 
+@contextmanager
+def _worker_faults() -> Iterator[None]:
+    """A loader's worker that has died, for want of memory as a rule, as a DataError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "a worker that reads the data has died (out of memory?); lower "
+            "training.dataloader_num_workers; the same command goes on from the last checkpoint"
+        ) from error
+
+
 def set_generation(model: PreTrainedModel, config: RunConfig) -> None:
     """Give the model the config's way to generate, so that it is saved with it."""
     longest, positions = config.data.max_target_tokens, describe_model(model).positions
@@ -400,7 +414,7 @@ def _write_inputs(folder: RunFolder, prepared: Prepared) -> None:
 
 def _run_steps(trainer: Seq2SeqObjectiveTrainer, say: Say, *, resume: bool) -> None:
     began = time.monotonic()
-    with config_faults():
+    with config_faults(), _worker_faults():
         trainer.train(resume_from_checkpoint=resume)
     if not trainer.state.global_step:
         raise ConfigError("training: no step was made; there are fewer rows than a batch needs")

@@ -281,7 +281,10 @@ class ObjectiveMixin(ExactMixin):
         return super()._run_epoch(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """The stock count of targets, also where a collator gives them aligned only."""
+        """The stock count of targets, also where a collator gives them aligned only; without the
+        rows that fill up several ranks' last batch, which the stock trainer trains on twice."""
+        if batch_samples and self.is_in_train and self._token_batches is None:
+            batch_samples[-1] = self._unrepeated(batch_samples[-1])
         if (
             batch_samples
             and "labels" not in batch_samples[0]
