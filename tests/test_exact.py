@@ -296,6 +296,15 @@ def test_settings_that_change_no_weight_may_differ(interrupted):
     assert trainer.state.global_step == 13
 
 
+def test_what_chooses_the_best_model_may_not_differ(tmp_path):
+    """Another rhythm of evaluations is another best model, or another end."""
+    best = {"eval_strategy": "steps", "eval_steps": 2, **BEST}
+    with pytest.raises(KeyboardInterrupt):
+        trainer_for(tmp_path, StopAt(7), **best).train()
+    with pytest.raises(CheckpointError, match=r"args\.eval_steps: was 2, now 1"):
+        trainer_for(tmp_path, **best | {"eval_steps": 1}).train(resume_from_checkpoint=True)
+
+
 def test_a_new_run_does_not_mix_with_an_old_one(interrupted):
     with pytest.raises(CheckpointError, match="holds checkpoints of an earlier run"):
         trainer_for(interrupted).train()

@@ -131,6 +131,14 @@ def test_fields_that_change_no_weight_may_change_when_asked(stopped, tmp_path, f
     assert weights(run) == weights(tmp_path / "whole")
 
 
+def test_what_chooses_the_best_model_may_not_change(tmp_path, files, monkeypatch):  # noqa: F811
+    best = STEPS | {"load_best_model_at_end": True}
+    killed_at(5, config(tmp_path, files, training=best), tmp_path / "run", monkeypatch)
+    other = config(tmp_path, files, training=best, generation={"num_beams": 2})
+    with pytest.raises(ConfigError, match=r"generation\.num_beams: was 1, now 2\nset it back"):
+        train(other, tmp_path / "run", allow_change=True, **QUIET)
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_changed_data_are_refused(split, stopped, files):  # noqa: F811
     """The stock trainer takes them, and the run is another one."""

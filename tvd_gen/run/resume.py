@@ -12,10 +12,9 @@ from tvd_gen.config import RunConfig, load_config
 from tvd_gen.data import DataReport
 from tvd_gen.errors import ConfigError, DiskError
 from tvd_gen.run.folder import RunFolder, disk_faults
-from tvd_gen.trainer import MAY_CHANGE
+from tvd_gen.trainer import may_change
 
 State = Literal["new", "started", "finished"]
-_SECTIONS_THAT_MAY_CHANGE = ("name", "generation.", "evaluation.")
 
 
 def state_of(folder: RunFolder) -> State:
@@ -83,24 +82,27 @@ def check_config(folder: RunFolder, config: RunConfig, allow_change: bool) -> No
     """
     then, now = _leaves(load_config(folder.config)), _leaves(config)
     names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
-    refused = [name for name in names if not (allow_change and may_change(name))]
+    free = {name for name in names if _may_change(name, config)}
+    refused = [name for name in names if not (allow_change and name in free)]
     if not refused:
         return
     lines = [f"{folder.path}: the run was started with another config"]
     for name in refused:
-        remark = " (may change: --allow-change)" if may_change(name) else ""
+        remark = " (may change: --allow-change)" if name in free else ""
         was, is_now = (_shown(values.get(name)) for values in (then, now))
         lines.append(f"{name}: was {was}, now {is_now}{remark}")
-    if not all(map(may_change, refused)):
+    if not free.issuperset(refused):
         lines.append("set it back, or start another run: --output")
     raise ConfigError("\n".join(lines))
 
 
-def may_change(name: str) -> bool:
+def _may_change(name: str, config: RunConfig) -> bool:
     """Whether a field, as a dotted path, changes no weight."""
-    return name.startswith(_SECTIONS_THAT_MAY_CHANGE) or (
-        name.split(".")[0] == "training" and name.split(".")[1] in MAY_CHANGE
-    )
+    best = config.training.arguments.get("metric_for_best_model") is not None
+    section, _, field = name.partition(".")
+    if section == "training":
+        return may_change(field, best=best)
+    return section == "name" or (section in ("generation", "evaluation") and not best)
 
 
 def _leaves(config: RunConfig) -> dict[str, Any]:

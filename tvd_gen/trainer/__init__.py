@@ -1,6 +1,6 @@
 """Token objectives in Hugging Face training runs."""
 
-from tvd_gen.trainer.exact import MAY_CHANGE, ExactMixin
+from tvd_gen.trainer.exact import ExactMixin, may_change
 from tvd_gen.trainer.mixin import (
     ObjectiveMixin,
     ObjectiveTrainer,
@@ -10,11 +10,11 @@ from tvd_gen.trainer.mixin import (
 from tvd_gen.trainer.output_head import target_logits
 
 __all__ = [
-    "MAY_CHANGE",
     "ExactMixin",
     "ObjectiveMixin",
     "ObjectiveTrainer",
     "Seq2SeqObjectiveTrainer",
     "check_finite",
+    "may_change",
     "target_logits",
 ]

@@ -46,23 +46,34 @@ logger = logging.getLogger("tvd_gen")
 ROWS = "row"
 """A column of batches that says which rows of the data set they hold; no model sees it."""
 SHOWN_ROWS = 8
-MAY_CHANGE = frozenset(
+_WITHOUT_EFFECT = frozenset(
     (
         *("output_dir", "run_name", "report_to", "disable_tqdm", "project", "trackio_space_id"),
         *("log_level", "log_level_replica", "log_on_each_node", "logging_dir"),
         *("logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter"),
-        *("save_steps", "save_strategy", "save_total_limit", "save_on_each_node"),
-        *("eval_steps", "eval_strategy", "eval_delay", "eval_on_start", "do_eval", "do_predict"),
-        *("per_device_eval_batch_size", "eval_accumulation_steps", "batch_eval_metrics"),
+        *("save_total_limit", "save_on_each_node", "do_train", "do_eval", "do_predict", "debug"),
         *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
         *("dataloader_persistent_workers", "dataloader_multiprocessing_context"),
         *("include_num_input_tokens_seen", "include_for_metrics", "skip_memory_metrics"),
         *("resume_from_checkpoint", "restore_callback_states_from_checkpoint", "local_rank"),
         *("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"),
-        *("hub_always_push", "hub_revision", "ddp_timeout", "do_train", "debug"),
+        *("hub_always_push", "hub_revision", "ddp_timeout"),
     )
 )
-"""Training arguments that change no weight: a resumed run may have others than before."""
+_OF_EVALUATIONS = frozenset(
+    (
+        *("eval_steps", "eval_strategy", "eval_delay", "eval_on_start", "batch_eval_metrics"),
+        *("save_steps", "save_strategy", "per_device_eval_batch_size", "eval_accumulation_steps"),
+    )
+)
+
+
+def may_change(name: str, *, best: bool) -> bool:
+    """Whether a training argument changes no weight, so that a resumed run may have another.
+
+    best: whether evaluations choose a model, a learning rate or the end (metric_for_best_model).
+    """
+    return name in _WITHOUT_EFFECT or (not best and name in _OF_EVALUATIONS)
 
 
 @dataclass
@@ -222,12 +233,16 @@ class ExactMixin(_Base):
     def identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed, by name."""
         every: dict[str, Any] = self.args.to_dict()  # type: ignore[no-untyped-call]
-        given = {name: value for name, value in every.items() if name not in MAY_CHANGE}
+        best = self.args.metric_for_best_model is not None
+        given = {name: value for name, value in every.items() if not may_change(name, best=best)}
         data: Any = self.train_dataset
+        rows = len(data) if hasattr(data, "__len__") else None
+        if rows is None:  # workers share out a stream's shards, each in its own order
+            given["dataloader_num_workers"] = self.args.dataloader_num_workers
         return {
             **{f"args.{name}": value for name, value in given.items()},
             "processes": self.args.world_size,
-            "rows of train_dataset": len(data) if hasattr(data, "__len__") else None,
+            "rows of train_dataset": rows,
             "parameters": sum(parameter.numel() for parameter in self._own_model.parameters()),
         }
 
