@@ -156,7 +156,7 @@ CASES = {
     "dropout and accumulation": {"gradient_accumulation_steps": 3},
     "a scheduled gamma": {"schedules": {"gamma": Linear(0.0, 0.8)}},
     "an encoder-decoder in batches of tokens": {"family": "bart", "max_tokens": 60},
-    "rows grouped by length": {"train_sampling_strategy": "group_by_length"},
+    "rows grouped by length": {"train_sampling_strategy": "group_by_length", "max_steps": 24},
     "an evaluation each epoch": {"eval_strategy": "epoch", "save_steps": 5, **EPOCHS},
     "a checkpoint each epoch": {"eval_strategy": "epoch", "save_strategy": "epoch", **EPOCHS},
     "evaluations between checkpoints": {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 4},
@@ -185,7 +185,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
     whole.train()
     expected = end(whole)
     assert len(expected["log"]) >= 2
-    for stops in ((3, 8), (5,), (11,)):
+    for stops in ((3, 8), (5,), (11,), (15, 21)):
         if stops[-1] >= expected["steps"]:
             continue
         folder = tmp_path / "-".join(map(str, stops))
@@ -213,6 +213,24 @@ def test_early_stopping_keeps_its_patience(tmp_path):
     again = trainer_for(tmp_path / "whole", *patience(), process=9, **case)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == last, "it had stopped at its last checkpoint"
+
+
+def test_a_signal_in_the_last_evaluation_of_an_early_stop(tmp_path):
+    """The resumed run must find out that it is over before it makes a step more."""
+    case = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 4, "max_steps": 40, **BEST}
+    case |= {"learning_rate": 0.3, "save_total_limit": None}
+    whole = trainer_for(tmp_path / "whole", EarlyStoppingCallback(3), **case)
+    whole.train()
+    last = whole.state.global_step
+    assert last < 40
+    stopped = trainer_for(
+        tmp_path / "run", EarlyStoppingCallback(3), Send(signal.SIGTERM, last, "evaluation"), **case
+    )
+    with pytest.raises(Stopped):
+        stopped.train()
+    resumed = trainer_for(tmp_path / "run", EarlyStoppingCallback(3), process=2, **case)
+    resumed.train(resume_from_checkpoint=True)
+    assert differences(end(whole), end(resumed)) == []
 
 
 def skip_nothing(monkeypatch):

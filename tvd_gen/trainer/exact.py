@@ -32,7 +32,12 @@ from tvd_gen.checkpoints import Store, check_room, seal, staged, staging, verify
 from tvd_gen.errors import CheckpointError, NonFiniteError, Stopped, TvdGenError
 from tvd_gen.models.load import quiet
 from tvd_gen.strict_json import to_json
-from tvd_gen.trainer.stopping import StopSignals, untouched_random_numbers
+from tvd_gen.trainer.stopping import (
+    StopSignals,
+    random_numbers,
+    set_random_numbers,
+    untouched_random_numbers,
+)
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -136,7 +141,7 @@ class ExactMixin(_Base):
         self._resume: _Resumption | None = None
         self._mark = _EpochMark()
         self._signals = StopSignals()
-        self._epoch, self._epoch_start = 0, 0
+        self._epoch, self._epoch_start, self._epoch_random = 0, 0, random_numbers()
         self._stop, self._evaluation_due = False, False
         self._last_step: dict[str, Any] = {}
         self._saved_step: int | None = None
@@ -230,6 +235,10 @@ class ExactMixin(_Base):
         with _loading(checkpoint):
             super()._load_scaler(checkpoint)
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _loading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed, by name."""
         every: dict[str, Any] = self.args.to_dict()  # type: ignore[no-untyped-call]
@@ -267,56 +276,50 @@ class ExactMixin(_Base):
         return epoch, batches
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        resume = self._resume
-        if resume is None:
-            self._epoch, self._epoch_start = kwargs["epoch"], self.state.global_step
-        else:
-            self._epoch, self._epoch_start = kwargs["epoch"], resume.progress["epoch_start"]
-            if resume.at_boundary and not self._is_over(resume):
-                self._epoch_start = self.state.global_step
-            if resume.at_boundary or self._is_over(resume):
-                self._load_rng_state(resume.path)
-            if self.control.should_training_stop:
-                return None
+        self._epoch, self._epoch_start = kwargs["epoch"], self.state.global_step
+        if self._resume is not None:
+            self._go_on()
+        if self.control.should_training_stop:
+            return None
+        if self._epoch_start == self.state.global_step:
+            self._epoch_random = random_numbers()
+        # A sampler may draw the epoch's order from them, before the batches that are skipped. Stock
+        # loads the checkpoint's own after those.
+        set_random_numbers(self._epoch_random)
         kwargs["model"].zero_grad()  # what a stream's last, short step has left
         self._micro_batches = []
         return super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    def _is_over(self, resume: _Resumption) -> bool:
-        """Whether no step was to follow the checkpoint's."""
-        return resume.progress["training_over"] or self.state.global_step >= self.state.max_steps
-
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         if self._resume is not None:  # its last epoch was whole: no epoch was run
-            self._load_rng_state(self._resume.path)
+            self._go_on()
         self._check_best()
         return super()._finalize_training(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Once, where the stock trainer does: the data are at their place then."""
-        if self._resume is None:
-            return
+    def _go_on(self) -> None:
+        """Put the checkpoint's progress in place, and do what its step had still to do: an
+        evaluation, the end of its epoch."""
+        assert self._resume is not None
         resume, self._resume = self._resume, None
-        with _loading(checkpoint):
-            super()._load_rng_state(checkpoint)
-        self.load_progress(resume.progress)
+        progress, last = resume.progress, resume.progress["last_step"]
+        over = progress["training_over"] or self.state.global_step >= self.state.max_steps
+        self._load_rng_state(resume.path)  # stock does so once more, when the data are skipped
+        self.load_progress(progress)
         self._initial_global_step = self._globalstep_last_logged  # what train_loss is a mean from
-        self._finish_step(resume)
-
-    def _finish_step(self, resume: _Resumption) -> None:
-        """What the checkpoint's step had still to do: an evaluation, the end of its epoch."""
-        progress, over = resume.progress, self._is_over(resume)
-        last = self._last_step = progress["last_step"]
-        rest = (self.model_wrapped, None, self._epoch, None, time.time())
+        if not resume.at_boundary:
+            self._epoch_start, self._epoch_random = (
+                progress["epoch_start"],
+                progress["epoch_random"],
+            )
+        rest = (self.model_wrapped, None, self._epoch, None, time.time(), last["learning_rate"])
         self.control.should_log = self.control.should_save = False
         self.control.should_evaluate = progress["evaluation_due"]
         if progress["evaluation_due"]:
             self._maybe_log_save_evaluate(self._tr_loss, last["grad_norm"], *rest)
+        over = over or self.control.should_training_stop
         if (resume.at_boundary or over) and not progress["epoch_ended"]:
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
-            self._maybe_log_save_evaluate(
-                self._tr_loss, last["grad_norm"], *rest, learning_rate=last["learning_rate"]
-            )
+            self._maybe_log_save_evaluate(self._tr_loss, last["grad_norm"], *rest)
         if over:
             self.control.should_training_stop = True
 
@@ -466,6 +469,7 @@ class ExactMixin(_Base):
             "skipped_since_log": self._skipped_since_log,
             "epoch": self._epoch,
             "epoch_start": self._epoch_start,
+            "epoch_random": self._epoch_random,
             "epoch_ended": self._mark.ended,
             "evaluation_due": self._evaluation_due,
             "training_over": self.control.should_training_stop,

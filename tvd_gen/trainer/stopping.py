@@ -1,4 +1,4 @@
-"""Signals that end a run at the end of a step, and random numbers that a pause leaves alone."""
+"""Signals that end a run at the end of a step, and random numbers that go on after a pause."""
 
 import os
 import random
@@ -41,16 +41,32 @@ class StopSignals:
         os.kill(os.getpid(), number)
 
 
+def random_numbers() -> dict[str, Any]:
+    """The state of Python's, numpy's and torch's generators, as plain values and tensors."""
+    legacy: Any = numpy.random.get_state()  # a tuple, by default
+    name, key, *rest = legacy
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), key.tolist(), *rest),
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_numbers(state: dict[str, Any]) -> None:
+    """Put back what `random_numbers` gave."""
+    random.setstate(state["python"])
+    numpy.random.set_state(state["numpy"])
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
 @contextmanager
 def untouched_random_numbers() -> Iterator[None]:
     """Whatever is drawn within, Python, numpy and torch go on as if nothing had been."""
-    python, arrays, cpu = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    cuda: Any = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    state = random_numbers()
     try:
         yield
     finally:
-        random.setstate(python)
-        numpy.random.set_state(arrays)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
+        set_random_numbers(state)
