@@ -214,6 +214,9 @@ def test_what_fails_leaves_nothing_behind(store):
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed"),
+        RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 1251968 vs 1251856"
+        ),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )

@@ -32,6 +32,8 @@ _STAGED, _TRASH = ".staged-", ".trash-"
 
 # The disk is full, or the user's share of it, or a file may not be so large.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# torch's writer says where in its own source it failed, and often nothing else.
+_FULL_IN_WORDS = ("No space left", "os error 28", "Disk quota exceeded", "inline_container.cc")
 
 
 # One folder ------------------------------------------------------------------------------------
@@ -173,10 +175,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        text = str(error)
-        if "No space left" in text or "os error 28" in text or "file write failed" in text:
-            return True
-        if "PytorchStreamWriter failed" in text or "Disk quota exceeded" in text:
+        if any(words in str(error) for words in _FULL_IN_WORDS):
             return True
         error = error.__cause__ or error.__context__
     return False
