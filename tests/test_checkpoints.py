@@ -74,7 +74,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_whole_checkpoints(store):
 
     def save_and_retain():
         save(store, 4)
-        store.retain(1, best=None)
+        store.retain(1, 4, best=None)
 
     point = 0
     outcomes = set()
@@ -255,8 +255,56 @@ def test_the_newest_and_the_best_stay(limit, best, kept, tmp_path):
     store = Store(tmp_path)
     for step in (1, 2, 3, 4):
         save(store, step)
-    store.retain(limit, best)
+    store.retain(limit, 4, best)
     assert store.steps() == kept
+
+
+def test_what_was_just_saved_stays_beside_a_newer_number(store):
+    """A run that goes on from an older checkpoint saves under smaller numbers."""
+    save(store, 9)
+    save(store, 5)
+    store.retain(1, 5, best=None)
+    assert store.steps() == [5]
+
+
+def test_checkpoints_after_the_one_that_is_gone_on_from_are_set_aside(store):
+    save(store, 4)
+    save(store, 6)
+    aside = store.set_aside(2)
+    assert store.steps() == [2]
+    assert [path.name.split("-", 2)[2] for path in aside] == ["step-000004", "step-000006"]
+    assert all(path.is_dir() for path in aside)
+
+
+def test_a_name_that_only_looks_like_a_step_is_none(store):
+    (store.root / "step-0000007").mkdir()
+    (store.root / "step-000009").write_text("a file")
+    assert store.steps() == [2]
+
+
+def test_a_disk_that_cannot_be_read_is_a_fault_of_the_checkpoint(store, monkeypatch):
+    """An older one may lie where the disk is sound."""
+    save(store, 4)
+    hash_of = checkpoints._sha256
+
+    def broken(file):
+        if "step-000004" in str(file):
+            raise OSError(errno.EIO, "Input/output error")
+        return hash_of(file)
+
+    monkeypatch.setattr(checkpoints, "_sha256", broken)
+    said = []
+    assert store.newest(said.append)[0] == store.path(2)
+    assert "cannot be read: Input/output error" in said[0]
+
+
+def test_a_read_only_disk_is_said_in_safetensors_words_too(store):
+    def fail():
+        with staged(store.path(4)):
+            raise RuntimeError("I/O error: Read-only file system (os error 30)")
+
+    with pytest.raises(DiskError, match="cannot be written: Read-only file system"):
+        fail()
 
 
 class Life(RuleBasedStateMachine):
@@ -278,7 +326,7 @@ class Life(RuleBasedStateMachine):
         self.step += 1
         save(self.store, self.step, {"a": b"123"})
         self.whole.add(self.step)
-        self.store.retain(limit, self.best)
+        self.store.retain(limit, self.step, self.best)
         gone = self.whole - set(self.store.steps())
         assert not gone & {self.step, self.best}
         self.whole -= gone
@@ -305,7 +353,12 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def starts_again(self):
+        """From the newest whole one: the run's step goes back to it."""
         self.store.clean()
+        if self.whole:
+            self.step = max(self.whole)
+            self.store.set_aside(self.step)
+            assert self.store.steps()[-1] == self.step
         assert not self.store.root.exists() or not list(self.store.root.glob(".*"))
 
     @invariant()

@@ -138,11 +138,17 @@ def stopped_and_resumed(folder, stops, callbacks=tuple, **case):
     return trainer
 
 
-def lora(model):
+def lora(rank=4, dropout=0.1, scale=1.0):
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(5)
-    return get_peft_model(model, LoraConfig(r=4, target_modules=["c_attn"], lora_dropout=0.1))
+    def wrap(model):
+        torch.manual_seed(5)
+        with torch.no_grad():
+            model.transformer.wte.weight.mul_(scale)
+        settings = LoraConfig(r=rank, target_modules=["c_attn", "c_proj"], lora_dropout=dropout)
+        return get_peft_model(model, settings)
+
+    return wrap
 
 
 EPOCHS = {"max_steps": -1, "num_train_epochs": 3}
@@ -161,6 +167,10 @@ CASES = {
     "a checkpoint each epoch": {"eval_strategy": "epoch", "save_strategy": "epoch", **EPOCHS},
     "evaluations between checkpoints": {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 4},
     "the best of epochs": {"eval_strategy": "epoch", "save_strategy": "epoch", **EPOCHS, **BEST},
+    "a sampler on the global random numbers": {
+        "accelerator_config": {"use_seedable_sampler": False},
+        "max_steps": 24,
+    },
     "bfloat16": {"bf16": True},
     "two workers": {"dataloader_num_workers": 2, "max_steps": 7},
     "a stream past its first epoch": {"train_dataset": stream, "max_steps": 16},
@@ -170,7 +180,7 @@ CASES = {
         "gradient_accumulation_steps": 3,
     },
     "noise on the embeddings": {"neftune_noise_alpha": 5.0},
-    "an adapter": {"wrap": lora},
+    "an adapter": {"wrap": lora()},
 }
 
 
@@ -280,6 +290,89 @@ def test_evaluations_take_no_random_numbers_of_training(tmp_path):
 # What is refused ---------------------------------------------------------------------------------
 
 
+def without_dropout(model):
+    model.config.resid_pdrop = 0.0
+    return model
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"rank": 8}, "adapters: was"),
+        ({"dropout": 0.0}, "adapters: was"),
+        ({"scale": 0.5}, "frozen parameters: was"),
+    ],
+)
+def test_another_adapter_or_base_is_not_resumed(other, message, tmp_path):
+    """An adapter's checkpoint holds no base."""
+    with pytest.raises(KeyboardInterrupt):
+        trainer_for(tmp_path, StopAt(5), wrap=lora()).train()
+    with pytest.raises(CheckpointError, match=message):
+        trainer_for(tmp_path, wrap=lora(**other)).train(resume_from_checkpoint=True)
+
+
+def test_a_function_as_a_schedule_can_be_resumed(tmp_path):
+    """Its address is another in each process."""
+    case = {"schedules": {"gamma": lambda progress: progress / 2}}
+    with pytest.raises(KeyboardInterrupt):
+        trainer_for(tmp_path, StopAt(5), **case).train()
+    case = {"schedules": {"gamma": lambda progress: progress / 2}}
+    trainer_for(tmp_path, **case).train(resume_from_checkpoint=True)
+
+
+def test_an_argument_that_a_newer_version_brings_is_no_difference(interrupted):
+    folder = Store(interrupted).path(6)
+    facts = verify(folder)
+    del facts["identity"]["args.adam_beta1"]
+    (folder / MANIFEST).unlink()
+    versions = facts["versions"] | {"transformers": "5.22.0"}
+    seal(folder, step=6, identity=facts["identity"], versions=versions)
+    said = []
+    trainer = trainer_for(interrupted)
+    trainer.say = said.append
+    trainer.train(resume_from_checkpoint=True)
+    assert "made with transformers 5.22.0" in said[0]
+
+
+def test_the_only_whole_checkpoint_is_not_evicted_by_a_broken_one(interrupted):
+    """The broken one has the larger number."""
+    (Store(interrupted).path(6) / "optimizer.pt").write_bytes(b"")
+    trainer = trainer_for(interrupted, Send(signal.SIGTERM, 4, "begin"), save_total_limit=1)
+    with pytest.raises(Stopped, match="stopped at step 5"):
+        trainer.train(resume_from_checkpoint=True)
+    assert Store(interrupted).steps() == [5]
+    assert Store(interrupted).newest(pytest.fail)
+    assert len([*interrupted.glob("aside-*-step-000006")]) == 1
+
+
+def test_another_trainers_checkpoints_are_not_mixed_with_ours(tmp_path):
+    """The stock trainer removes those that are not the best."""
+    (tmp_path / "checkpoint-100").mkdir()
+    with pytest.raises(CheckpointError, match="another trainer's checkpoints"):
+        trainer_for(tmp_path).train()
+
+
+def test_weights_that_are_not_finite_are_not_saved_by_the_mixin_alone(tmp_path):
+    class Alone(ExactMixin, Trainer):
+        pass
+
+    class Spoil(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model=None, **_):
+            if state.global_step == 3:
+                model.transformer.wte.weight.data[3] = math.nan
+
+    model = GPT2LMHeadModel(GPT2Config(**SPECIAL, **DROPOUT))
+    settings = arguments(
+        tmp_path, max_steps=6, save_strategy="steps", save_steps=2, remove_unused_columns=False
+    )
+    trainer = Alone(
+        model, settings, train_dataset=data(), data_collator=Collator(0), callbacks=[Spoil()]
+    )
+    with pytest.raises(NonFiniteError, match=r"step 4: .*wte.* is not finite"):
+        trainer.train()
+    assert Store(tmp_path).steps() == [2]
+
+
 @pytest.fixture
 def interrupted(tmp_path):
     with pytest.raises(KeyboardInterrupt):
@@ -297,6 +390,8 @@ def interrupted(tmp_path):
         ({"max_steps": 20}, "args.max_steps: was 13, now 20"),
         ({"seed": 1}, "args.seed: was 42, now 1"),
         ({"objective": TaiLr(0.5)}, "objective: was TaiLr"),
+        ({"train_dataset": data(seed=1)}, "content of train_dataset: was"),
+        ({"wrap": without_dropout}, "model.resid_pdrop: was 0.2, now 0"),
         ({"train_dataset": data(count=36)}, "rows of train_dataset: was 37, now 36"),
         ({"schedules": {"gamma": Linear(0.0, 0.8)}}, "schedules: was"),
     ],
@@ -311,7 +406,10 @@ def test_settings_that_change_no_weight_may_differ(interrupted):
     changes = {"save_steps": 3, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 5}
     trainer = trainer_for(interrupted, **changes)
     trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 13
+    history = trainer.state.log_history
+    assert [row["step"] for row in history if "loss" in row] == [3, 6, *range(7, 14)]
+    assert [row["step"] for row in history if "eval_loss" in row] == [10, 13]
+    assert Store(interrupted).steps() == [2, 4, 6, 9, 12, 13]
 
 
 def test_what_chooses_the_best_model_may_not_differ(tmp_path):
@@ -335,9 +433,10 @@ def test_there_must_be_something_to_resume(tmp_path):
 
 def test_a_stock_checkpoint_is_not_taken(tmp_path):
     """It has no hashes: a flipped bit in it would be loaded in silence."""
-    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "stock" / "checkpoint-2").mkdir(parents=True)
+    trainer = trainer_for(tmp_path / "run")
     with pytest.raises(CheckpointError, match="not written by tvd-gen"):
-        trainer_for(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        trainer.train(resume_from_checkpoint=str(tmp_path / "stock" / "checkpoint-2"))
 
 
 def test_another_model_is_not_filled_with_the_weights(interrupted):
@@ -496,7 +595,7 @@ class Quantile(CrossEntropy):
         return torch.where(logp > 2 * self.seen[0], 1.0, 0.1)
 
     def state_dict(self):
-        return {"seen": list(self.seen)}
+        return {"seen": self.seen}  # live, as a module's is
 
     def load_state_dict(self, state):
         self.seen[:] = state["seen"]
@@ -518,6 +617,18 @@ def test_an_objective_with_a_state_goes_on_with_it(tmp_path, monkeypatch):
         ends.append(differences(end(whole), end(resumed)))
     assert ends[0] == []
     assert ends[1], "the comparison can fail"
+
+
+def test_a_step_that_is_left_out_leaves_no_trace_in_the_objective(tmp_path):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            seen.append(trainer.objective.seen[0])
+
+    trainer = trainer_for(tmp_path, Break(4), Watch(), max_skipped_steps=2, objective=Quantile())
+    trainer.train()
+    assert seen[3] == seen[2] != seen[4]
 
 
 def test_signals_may_be_left_to_others(tmp_path):
@@ -621,6 +732,18 @@ def test_a_skipped_step_survives_a_resumption(tmp_path):
     assert differences(end(whole), end(resumed)) == []
 
 
+def test_a_signal_after_the_last_step_is_told(tmp_path):
+    class Late(TrainerCallback):
+        def on_train_end(self, args, state, control, **_):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    said = []
+    trainer = trainer_for(tmp_path, Late())
+    trainer.say = said.append
+    trainer.train()
+    assert said == ["SIGTERM came after the last step; the run is done"]
+
+
 def test_a_best_model_that_never_was_is_not_made_up(tmp_path):
     """The stock trainer keeps the last weights and says nothing."""
     trainer = trainer_for(tmp_path, eval_strategy="steps", eval_steps=2, **BEST)
@@ -635,6 +758,8 @@ def test_a_best_model_that_never_was_is_not_made_up(tmp_path):
     [
         ({"enable_jit_checkpoint": True}, "exact place"),
         ({"save_only_model": True}, "no run can go on from"),
+        ({"ignore_data_skip": True}, "resume with other rows"),
+        ({"auto_find_batch_size": True}, "resume with other rows"),
         ({"max_skipped_steps": -1}, "max_skipped_steps"),
     ],
 )

@@ -307,3 +307,92 @@ def test_a_worker_that_dies_is_one_line_and_the_run_goes_on(stopped, monkeypatch
             train(made, run, allow_change=True, **QUIET)
     train(made, run, allow_change=True, **QUIET)
     assert (run / "model").exists()
+
+
+def test_a_run_that_fails_removes_nothing_that_is_not_its_own(tmp_path, files):  # noqa: F811
+    """--output may be a folder with a user's hidden files: a home, a repository."""
+    run = tmp_path / "run"
+    (run / ".git").mkdir(parents=True)
+    (run / ".git" / "HEAD").write_text("precious")
+    with pytest.raises(ConfigError, match=r"holds no run, but \.git"):
+        train(config(tmp_path, files), run, **QUIET)
+    none = STEPS | {"per_device_train_batch_size": 64, "dataloader_drop_last": True}
+    folder = RunFolder(tmp_path / "other")
+    with pytest.raises(ConfigError, match="no step was made"):
+        train(config(tmp_path, files, training=none), folder.path, **QUIET)
+    assert not folder.path.exists()
+    folder.path.mkdir()
+    (folder.path / "mine").write_text("precious")
+    folder.config.write_text("")
+    folder.discard()
+    assert [path.name for path in folder.path.iterdir()] == ["mine"]
+
+
+def test_files_may_lie_elsewhere(stopped, tmp_path, files):  # noqa: F811
+    _, run = stopped
+    (tmp_path / "moved").mkdir()
+    moved = {
+        split: str(Path(path).rename(tmp_path / "moved" / Path(path).name))
+        for split, path in files.items()
+    }
+    train(config(tmp_path, moved, training=STEPS), run, **QUIET)
+    assert (run / "model").exists()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_data_are_checked_without_data_json_too(streaming, tmp_path, files, monkeypatch):  # noqa: F811
+    made = config(tmp_path, files, training=STEPS, data={"streaming": streaming})
+    killed_at(5, made, tmp_path / "run", monkeypatch)
+    (tmp_path / "run" / "data.json").unlink()
+    lines = Path(files["train"]).read_text().splitlines()
+    Path(files["train"]).write_text("\n".join(reversed(lines)) + "\n")
+    with pytest.raises(CheckpointError, match="files of train: was"):
+        train(made, tmp_path / "run", **QUIET)
+
+
+def test_a_broken_data_json_is_one_line(stopped):
+    made, run = stopped
+    (run / "data.json").write_text('{"splits": {"tr')
+    with pytest.raises(ConfigError, match=r"data\.json: is broken"):
+        train(made, run, **QUIET)
+
+
+def test_another_tokenizer_is_refused(tmp_path, files, monkeypatch):  # noqa: F811
+    """The same texts are other rows then."""
+    train(config(tmp_path, files), tmp_path / "base", **QUIET)
+    base = tmp_path / "base" / "model"
+    made = config(tmp_path, files, training=STEPS, model={"pretrained": str(base)})
+    killed_at(5, made, tmp_path / "run", monkeypatch)
+    file = base / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["r"], ids["s"] = ids["s"], ids["r"]
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match="tokenizer: was"):
+        train(made, tmp_path / "run", **QUIET)
+
+
+def test_a_run_goes_on_without_its_best_checkpoint_when_asked(tmp_path, files):  # noqa: F811
+    fast = STEPS | {"learning_rate": 3.0}  # so that the best is not the last
+    best = fast | {"load_best_model_at_end": True}
+    run = tmp_path / "run"
+    train(config(tmp_path, files, training=best), run, **QUIET)
+    (run / "model").rename(tmp_path / "model")  # as if the last save had been killed
+    state = run / "checkpoints" / "step-000009" / "trainer_state.json"
+    lost = json.loads(state.read_text())["best_global_step"]
+    store = Store(run / "checkpoints")
+    assert lost < 9
+    (store.path(lost) / "model.safetensors").unlink()
+    message = r"missing; put it back, or keep the last weights: load_best_model_at_end=false"
+    with pytest.raises(CheckpointError, match=message):
+        train(config(tmp_path, files, training=best), run, **QUIET)
+    last = fast | {"load_best_model_at_end": False, "metric_for_best_model": "nll"}
+    train(config(tmp_path, files, training=last), run, allow_change=True, **QUIET)
+    assert (run / "model").exists()
+
+
+def test_max_skipped_steps_may_change(stopped, tmp_path, files):  # noqa: F811
+    """It is the way on after exit 5."""
+    _, run = stopped
+    other = config(tmp_path, files, training=STEPS | {"max_skipped_steps": 3})
+    train(other, run, allow_change=True, **QUIET)

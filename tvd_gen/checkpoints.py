@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def staged(final: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `final` by one rename where nothing was raised.
 
     What stood at `final` before is replaced. Where something was raised nothing is left behind; a
-    full disk is a DiskError that says how much was there.
+    full or read-only disk is a DiskError, which says how much is needed.
     """
     folder = staging(final)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +62,12 @@ def staged(final: Path) -> Iterator[Path]:
     except BaseException as error:
         size = sum(file.stat().st_size for file in _files(folder)) if folder.exists() else 0
         remove(folder)
-        if isinstance(error, Exception) and is_disk_full(error):
-            raise disk_full(final, at_least=size) from error
+        if isinstance(error, Exception):
+            if is_disk_full(error):
+                raise disk_full(final, at_least=size) from error
+            if number := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors' way
+                reason = os.strerror(int(number[1]))
+                raise DiskError(f"{final}: cannot be written: {reason}") from error
         raise
 
 
@@ -80,7 +85,7 @@ def publish(folder: Path, final: Path) -> None:
 def remove(folder: Path) -> None:
     """Remove a folder; a kill on the way leaves a name that nobody takes for the folder."""
     if folder.exists():
-        trash = folder.with_name(f"{_TRASH}{folder.name}-{os.getpid()}")
+        trash = folder.with_name(f"{_TRASH}{folder.name}-{time.time_ns()}")
         folder.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
@@ -222,7 +227,8 @@ class Store:
         if not self.root.is_dir():
             return []
         found = (_STEP.fullmatch(path.name) for path in self.root.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        steps = (int(match[1]) for match in found if match)
+        return sorted(step for step in steps if self.path(step).is_dir())
 
     def newest(self, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
         """The newest whole checkpoint and its manifest; None where there is none of any kind.
@@ -248,7 +254,11 @@ class Store:
 
     def check(self, step: int) -> dict[str, Any]:
         """The manifest of a step's checkpoint; CheckpointError where it is not whole."""
-        manifest = verify(self.path(step))
+        try:
+            manifest = verify(self.path(step))
+        except OSError as error:
+            reason = f"{self.path(step)}: cannot be read: {error.strerror}"
+            raise CheckpointError(reason) from error
         if manifest.get("step") != step:
             raise CheckpointError(f"{self.path(step)}: is of step {manifest.get('step')}")
         return manifest
@@ -259,17 +269,23 @@ class Store:
         files = _files(self.path(steps[-1])) if steps else []
         return sum(file.stat().st_size for file in files)
 
-    def retain(self, limit: int | None, best: int | None) -> None:
-        """Keep the newest `limit` checkpoints (all for None), counting the best one, which stays.
+    def set_aside(self, step: int) -> list[Path]:
+        """Rename the checkpoints after a step, broken or left behind by a run that goes on from
+        there, so that none is taken for its own; their new paths."""
+        later = []
+        for each in self.steps():
+            if each > step:
+                path = self.path(each)
+                later.append(path.rename(path.with_name(f"aside-{time.time_ns()}-{path.name}")))
+        return later
 
-        To be called after a save: the newest is whole, and always stays.
-        """
+    def retain(self, limit: int | None, saved: int, best: int | None) -> None:
+        """Keep the newest `limit` checkpoints (all for None), counting the one that was just
+        `saved` and the best one, which stay whatever the limit."""
         if limit is None:
             return
         steps = self.steps()
-        keep = {steps[-1]} if steps else set()
-        if best in steps:
-            keep.add(best)
+        keep = {step for step in (saved, best) if step in steps}
         for step in reversed(steps):
             if len(keep) < limit:
                 keep.add(step)

@@ -1,9 +1,8 @@
 """The run folder: where the stages meet, and how its files are written."""
 
 import errno
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,15 @@ class RunFolder:
     lock = property(lambda self: self.path / ".lock")
 
     def discard(self) -> None:
-        """Remove a folder in which no step was made: the next try must find it free."""
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
+        """Remove what a run in which no step was made has written, and the folder if nothing else
+        is in it: the next try must find it free."""
+        if not self.path.is_dir():
+            return
+        for file in (self.config, self.data, self.log, self.lock):
+            file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.path):
+            with suppress(OSError):  # it holds something else
+                folder.rmdir()
 
     def check_trained(self) -> None:
         """Raise ConfigError where there is no finished model."""
@@ -66,7 +71,7 @@ def write_text(path: Path, text: str) -> None:
 
 _UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
-    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.ELOOP, errno.EIO),
 )
 
 

@@ -1,12 +1,17 @@
 """What a run folder may go on with: the lock, the state it is in, and what has changed since."""
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from transformers import PreTrainedTokenizerBase
 
 from tvd_gen.config import RunConfig, load_config
 from tvd_gen.data import DataReport
@@ -14,6 +19,8 @@ from tvd_gen.errors import ConfigError, DiskError
 from tvd_gen.run.folder import RunFolder, disk_faults
 from tvd_gen.trainer import may_change
 
+# The lock, and what a kill has left half written.
+_OURS = re.compile(r"\.lock|\..+\.part|\.staged-model|\.trash-.+")
 State = Literal["new", "started", "finished"]
 
 
@@ -29,8 +36,7 @@ def state_of(folder: RunFolder) -> State:
     if folder.config.exists():
         return "started"
     names = [path.name for path in folder.path.iterdir()] if folder.path.is_dir() else []
-    # The lock, and what a kill has left half written, are hidden.
-    others = [name for name in names if not name.startswith(".")]
+    others = [name for name in names if not _OURS.fullmatch(name)]
     if others:
         raise ConfigError(f"{folder.path}: holds no run, but {others[0]}; choose another --output")
     return "new"
@@ -81,7 +87,12 @@ def check_config(folder: RunFolder, config: RunConfig, allow_change: bool) -> No
     allow_change lets those fields differ that change no weight.
     """
     then, now = _leaves(load_config(folder.config)), _leaves(config)
-    names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    names = [
+        name
+        for name in sorted({*then, *now})
+        # Where the files lie is nothing; what is in them, check_data looks at.
+        if then.get(name) != now.get(name) and not name.startswith("data.files.")
+    ]
     free = {name for name in names if _may_change(name, config)}
     refused = [name for name in names if not (allow_change and name in free)]
     if not refused:
@@ -101,7 +112,7 @@ def _may_change(name: str, config: RunConfig) -> bool:
     best = config.training.arguments.get("metric_for_best_model") is not None
     section, _, field = name.partition(".")
     if section == "training":
-        return may_change(field, best=best)
+        return field in ("max_skipped_steps", "num_processes") or may_change(field, best=best)
     return section == "name" or (section in ("generation", "evaluation") and not best)
 
 
@@ -127,10 +138,13 @@ def check_data(folder: RunFolder, report: DataReport) -> None:
     """Raise ConfigError where what the run trains and is validated on has changed since."""
     if not folder.data.exists():
         return
-    then, now = json.loads(folder.data.read_text(encoding="utf-8")), report.as_dict()
-    changed = []
+    try:
+        then = json.loads(folder.data.read_text(encoding="utf-8"))["splits"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder.data}: is broken; remove it, the checkpoints know") from error
+    now, changed = report.as_dict()["splits"], []
     for split in ("train", "validation"):
-        was, is_now = (_hashes(each["splits"].get(split)) for each in (then, now))
+        was, is_now = (_hashes(each.get(split)) for each in (then, now))
         for name in sorted({*was, *is_now}):
             if was.get(name) != is_now.get(name):
                 hashes = " now ".join(str(each.get(name))[:12] for each in (was, is_now))
@@ -141,4 +155,19 @@ def check_data(folder: RunFolder, report: DataReport) -> None:
 
 
 def _hashes(split: Mapping[str, Any] | None) -> dict[str, str]:
-    return {file["name"]: file["sha256"] for file in split["files"]} if split else {}
+    """File name, without its folder -> SHA-256."""
+    return {Path(file["name"]).name: file["sha256"] for file in split["files"]} if split else {}
+
+
+def facts(report: DataReport, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What of the data and the tokenizer must be the same, for the checkpoints: a stream's rows
+    can only be known by their files."""
+    splits = report.as_dict()["splits"]
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    text = b"\0".join(name.encode() + content for name, content in files.items())
+    return {
+        **{f"files of {split}": _hashes(splits.get(split)) for split in ("train", "validation")},
+        "tokenizer": hashlib.sha256(text).hexdigest(),
+    }

@@ -45,6 +45,7 @@ from tvd_gen.run.resume import (
     check_data,
     check_processes,
     check_writable,
+    facts,
     locked,
     state_of,
 )
@@ -214,6 +215,7 @@ def make_trainer(
             max_skipped_steps=config.training.max_skipped_steps,
             **additions,
         )
+    trainer.facts = facts(prepared.corpus.report, tokenizer)
     trainer.say, places = say, prepared.corpus.places.get("train")
     if places is not None:
         trainer.place = places

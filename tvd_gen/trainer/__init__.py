@@ -1,11 +1,11 @@
 """Token objectives in Hugging Face training runs."""
 
-from tvd_gen.trainer.exact import ExactMixin, may_change
+from tvd_gen.trainer.exact import ExactMixin, check_finite
+from tvd_gen.trainer.identity import may_change
 from tvd_gen.trainer.mixin import (
     ObjectiveMixin,
     ObjectiveTrainer,
     Seq2SeqObjectiveTrainer,
-    check_finite,
 )
 from tvd_gen.trainer.output_head import target_logits
 

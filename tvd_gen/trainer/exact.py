@@ -8,7 +8,6 @@ as 0.
 """
 
 import dataclasses
-import json
 import logging
 import math
 import signal
@@ -32,6 +31,7 @@ from tvd_gen.checkpoints import Store, check_room, seal, staged, staging, verify
 from tvd_gen.errors import CheckpointError, NonFiniteError, Stopped, TvdGenError
 from tvd_gen.models.load import quiet
 from tvd_gen.strict_json import to_json
+from tvd_gen.trainer import identity
 from tvd_gen.trainer.stopping import (
     StopSignals,
     random_numbers,
@@ -51,34 +51,10 @@ logger = logging.getLogger("tvd_gen")
 ROWS = "row"
 """A column of batches that says which rows of the data set they hold; no model sees it."""
 SHOWN_ROWS = 8
-_WITHOUT_EFFECT = frozenset(
-    (
-        *("output_dir", "run_name", "report_to", "disable_tqdm", "project", "trackio_space_id"),
-        *("log_level", "log_level_replica", "log_on_each_node", "logging_dir"),
-        *("logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter"),
-        *("save_total_limit", "save_on_each_node", "do_train", "do_eval", "do_predict", "debug"),
-        *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
-        *("dataloader_persistent_workers", "dataloader_multiprocessing_context"),
-        *("include_num_input_tokens_seen", "include_for_metrics", "skip_memory_metrics"),
-        *("resume_from_checkpoint", "restore_callback_states_from_checkpoint", "local_rank"),
-        *("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"),
-        *("hub_always_push", "hub_revision", "ddp_timeout"),
-    )
+_WITHOUT_BEST = (
+    "put it back, or keep the last weights: load_best_model_at_end=false, metric_for_best_model as "
+    "it was (on the command line with --allow-change)"
 )
-_OF_EVALUATIONS = frozenset(
-    (
-        *("eval_steps", "eval_strategy", "eval_delay", "eval_on_start", "batch_eval_metrics"),
-        *("save_steps", "save_strategy", "per_device_eval_batch_size", "eval_accumulation_steps"),
-    )
-)
-
-
-def may_change(name: str, *, best: bool) -> bool:
-    """Whether a training argument changes no weight, so that a resumed run may have another.
-
-    best: whether evaluations choose a model, a learning rate or the end (metric_for_best_model).
-    """
-    return name in _WITHOUT_EFFECT or (not best and name in _OF_EVALUATIONS)
 
 
 @dataclass
@@ -127,6 +103,7 @@ class ExactMixin(_Base):
     Evaluations leave the random numbers of training alone. A full disk is a DiskError.
 
     place: row of the data set -> what messages call it, where batches have a column `row`.
+    facts: what else must be the same when the run is resumed, by name: plain values.
     say: what takes a line of news (a logger's warning by default).
     """
 
@@ -141,6 +118,8 @@ class ExactMixin(_Base):
         self._resume: _Resumption | None = None
         self._mark = _EpochMark()
         self._signals = StopSignals()
+        self.facts: dict[str, Any] = {}
+        self._identity: dict[str, Any] = {}
         self._epoch, self._epoch_start, self._epoch_random = 0, 0, random_numbers()
         self._stop, self._evaluation_due = False, False
         self._last_step: dict[str, Any] = {}
@@ -152,6 +131,10 @@ class ExactMixin(_Base):
             raise ValueError(f"max_skipped_steps must be >= 0, got {max_skipped_steps}")
         if self.args.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint loses the exact place of the run: leave it off")
+        if self.args.ignore_data_skip or self.args.auto_find_batch_size:
+            raise ValueError(
+                "ignore_data_skip and auto_find_batch_size resume with other rows: leave them off"
+            )
         if self.args.save_only_model and self.args.save_strategy != "no":
             raise ValueError("save_only_model would leave checkpoints that no run can go on from")
         self.args.restore_callback_states_from_checkpoint = True
@@ -165,6 +148,8 @@ class ExactMixin(_Base):
     ) -> Any:
         """The stock training. resume_from_checkpoint: True for the newest checkpoint that is whole,
         or the path of one; False or None for a new run, whose output_dir must hold none."""
+        # Before the stock trainer changes what it describes: the model's config, for one.
+        self._identity = identity.plain(self.identity())
         path = self._from_first(lambda: self._find(resume_from_checkpoint))
         self._saved_step = None
         self._stop, self._evaluation_due, self._micro_batches = False, False, []
@@ -175,7 +160,10 @@ class ExactMixin(_Base):
             self.args.eval_on_start = False  # it was, before the first step
         try:
             with self._signals.caught(self.stop_signals):
-                return super().train(path, *args, **kwargs)
+                output = super().train(path, *args, **kwargs)
+            if self._signals.received is not None:
+                self.say(f"{self._signals.received.name} came after the last step; the run is done")
+            return output
         except _Leave:
             raise self._stopped("before the first step") from None
         finally:
@@ -185,6 +173,12 @@ class ExactMixin(_Base):
     def _find(self, asked: str | bool | None) -> str | None:
         """The path of the checkpoint that is asked for, which is whole and of this run."""
         store = self._store()
+        store.clean()
+        if any(store.root.glob("checkpoint-*")):
+            raise CheckpointError(
+                f"{store.root}: holds another trainer's checkpoints, which cannot be checked; take "
+                "another output_dir"
+            )
         if not asked:
             if store.steps():
                 raise CheckpointError(
@@ -197,25 +191,23 @@ class ExactMixin(_Base):
             raise CheckpointError(f"{store.root}: there is no checkpoint to go on from")
         path, manifest = found
         self._check_identity(path, manifest)
-        store.clean()
+        for later in store.set_aside(manifest.get("step", 0)):
+            self.say(f"set aside: {later}")
         return str(path)
 
     def _check_identity(self, path: Path, manifest: dict[str, Any]) -> None:
-        then, now = manifest.get("identity", {}), _plain(self.identity())
-        changed = [
-            f"{name}: was {then.get(name)}, now {now.get(name)}"
-            for name in sorted({*then, *now})
-            if then.get(name) != now.get(name)
-        ]
+        then, now = manifest.get("versions", {}), _versions()
+        for name in sorted(now):
+            if then.get(name) != now[name]:
+                self.say(
+                    f"{path}: made with {name} {then.get(name)}, this is {now[name]}; the run may "
+                    "not end with the same bits"
+                )
+        changed = identity.differences(
+            manifest.get("identity", {}), self._identity, same_version=then == now
+        )
         if changed:
             raise CheckpointError("\n".join([f"{path}: is of another run", *changed]))
-        versions = manifest.get("versions", {})
-        for name, version in _versions().items():
-            if versions.get(name) != version:
-                self.say(
-                    f"{path}: made with {name} {versions.get(name)}, this is {version}; the run "
-                    "may not end with the same bits"
-                )
 
     def _read(self, path: str) -> _Resumption:
         with _loading(path):
@@ -240,19 +232,13 @@ class ExactMixin(_Base):
             super()._load_rng_state(checkpoint)
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same when the run is resumed, by name."""
-        every: dict[str, Any] = self.args.to_dict()  # type: ignore[no-untyped-call]
-        best = self.args.metric_for_best_model is not None
-        given = {name: value for name, value in every.items() if not may_change(name, best=best)}
-        data: Any = self.train_dataset
-        rows = len(data) if hasattr(data, "__len__") else None
-        if rows is None:  # workers share out a stream's shards, each in its own order
-            given["dataloader_num_workers"] = self.args.dataloader_num_workers
+        """What must be the same when the run is resumed, by name; `facts` belong to it."""
         return {
-            **{f"args.{name}": value for name, value in given.items()},
+            **identity.of_arguments(self.args),
+            **identity.of_rows(self.train_dataset, self.args.dataloader_num_workers),
+            **identity.of_model(self._own_model),
             "processes": self.args.world_size,
-            "rows of train_dataset": rows,
-            "parameters": sum(parameter.numel() for parameter in self._own_model.parameters()),
+            **self.facts,
         }
 
     @property
@@ -261,7 +247,7 @@ class ExactMixin(_Base):
         return self.model
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        _, _, num_train_epochs, *_ = args
+        max_steps, _, num_train_epochs, *_ = args
         epoch, batches = super()._init_training_state(*args, **kwargs)
         if self._resume is None:
             return epoch, batches
@@ -272,6 +258,8 @@ class ExactMixin(_Base):
             epoch, batches = progress["epoch"], steps * self.args.gradient_accumulation_steps
         else:
             self._resume.at_boundary = batches == 0
+        rhythm: Any = self.state  # its methods carry no types
+        rhythm.compute_steps(self.args, max_steps)  # stock goes on with the old one
         self._note_best(self._store())
         return epoch, batches
 
@@ -369,7 +357,8 @@ class ExactMixin(_Base):
             most = f" (after {self.skipped_steps} skipped)" if self.max_skipped_steps else ""
             raise NonFiniteError(
                 f"step {step}: {what}{most}; no weight was touched; the last good checkpoint: "
-                f"{last}; lower the learning rate, or look at the rows"
+                f"{last}; look at the rows, go on with max_skipped_steps, or start another run "
+                "with a lower learning rate"
             )
         self.say(f"step {step}: {what}; the step is left out")
         # An optimizer passes over parameters without a gradient: no update, no decay, no moments.
@@ -497,6 +486,7 @@ class ExactMixin(_Base):
         if self._saved_step == step:  # what has come since comes again when it is resumed
             self._note_best(store)
             return
+        check_finite(self._own_model, step)
         self.store_flos()
         final, writer = store.path(step), self.args.should_save
         if writer:
@@ -508,13 +498,13 @@ class ExactMixin(_Base):
             self.accelerator.wait_for_everyone()
             if writer:
                 self._write_state(folder, store)
-                facts = {"identity": _plain(self.identity()), "versions": _versions()}
+                facts = {"identity": self._identity, "versions": _versions()}
                 seal(folder, step=step, **facts)
         self.accelerator.wait_for_everyone()
         self._saved_step = step
         self._note_best(store)
         if writer:
-            store.retain(self.args.save_total_limit, self.state.best_global_step)
+            store.retain(self.args.save_total_limit, step, self.state.best_global_step)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
 
@@ -554,7 +544,9 @@ class ExactMixin(_Base):
         last = f"the last checkpoint: {store.path(store.steps()[-1])}" if store.steps() else ""
         if self.state.best_global_step is not None:
             path = store.path(self.state.best_global_step)
-            raise CheckpointError(f"{path}: the best checkpoint is not there any more; {last}")
+            raise CheckpointError(
+                f"{path}: the best checkpoint is not there any more; {_WITHOUT_BEST}"
+            )
         if any("eval_loss" in row for row in self.state.log_history):
             raise NonFiniteError(f"no evaluation gave a finite {metric}: there is no best; {last}")
         self.say("load_best_model_at_end: no evaluation was made; the last weights are kept")
@@ -562,7 +554,10 @@ class ExactMixin(_Base):
     def _load_best_model(self) -> None:
         path = self.state.best_model_checkpoint
         assert path is not None
-        self._from_first(lambda: verify(Path(path)) and None)
+        try:
+            self._from_first(lambda: verify(Path(path)) and None)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {_WITHOUT_BEST}") from None
         super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -597,11 +592,23 @@ class ExactMixin(_Base):
                 found[0] = ask()
             except TvdGenError as error:
                 found[1] = error
+            except Exception as error:  # or the others would wait for ever
+                found[1] = CheckpointError(f"{type(error).__name__}: {error}")
         broadcast_object_list(found)
         if found[1] is not None:
             raise found[1]
         value: T = found[0]
         return value
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """Raise NonFiniteError where a trained weight is nan or infinite: such a model is not saved."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise NonFiniteError(
+                f"step {step}: {name} is not finite; lower the learning rate or clip with "
+                "max_grad_norm; the model is not saved"
+            )
 
 
 @contextmanager
@@ -617,11 +624,6 @@ def _loading(path: str | None) -> Iterator[None]:
         raise CheckpointError(
             f"{path}: cannot be loaded: {type(error).__name__}: {text}"
         ) from error
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it."""
-    return json.loads(to_json(value))
 
 
 def _versions() -> dict[str, str]:

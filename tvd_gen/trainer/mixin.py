@@ -1,6 +1,7 @@
 """The mixin that puts a token objective into any transformers Trainer, and the two trainers made of
 it."""
 
+import copy
 import dataclasses
 import math
 import time
@@ -324,7 +325,7 @@ class ObjectiveMixin(ExactMixin):
         return {
             **super().progress(),
             "sums": None if sums is None else sums.clone(),
-            "objective": state() if state else None,
+            "objective": copy.deepcopy(state()) if state else None,
         }
 
     def load_progress(self, progress: dict[str, Any]) -> None:
@@ -335,9 +336,9 @@ class ObjectiveMixin(ExactMixin):
         if progress["objective"] is not None:
             self.objective.load_state_dict(progress["objective"])  # type: ignore[attr-defined]
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        check_finite(self._language_model, self.state.global_step)
-        super()._save_checkpoint(*args, **kwargs)
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: transformers keeps its own objective, a number, where this trainer has its."""
+        raise ValueError("hyperparameter_search would overwrite the objective: loop over trainers")
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(sums, reduction="sum")
@@ -422,16 +423,6 @@ class ObjectiveMixin(ExactMixin):
                 masked[name] = inputs[name].clone()
                 masked[name][kept:] = IGNORE
         return masked
-
-
-def check_finite(model: nn.Module, step: int) -> None:
-    """Raise NonFiniteError where a trained weight is nan or infinite: such a model is not saved."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise NonFiniteError(
-                f"step {step}: {name} is not finite; lower the learning rate or clip with "
-                "max_grad_norm; the model is not saved"
-            )
 
 
 def _objective(objective: TokenObjective | str) -> TokenObjective:
