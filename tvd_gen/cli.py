@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TextIO, T
 
 import typer
 
-from tvd_gen.errors import ConfigError, DataError, TvdGenError
+from tvd_gen.errors import ConfigError, DataError, Stopped, TvdGenError
 from tvd_gen.process import is_first_process
 from tvd_gen.strict_json import to_json
 
@@ -220,6 +220,8 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             _fail("interrupted", 130)
+        except Stopped as error:  # all processes stop: one says it
+            _fail(str(error) if is_first_process() else "", error.exit_code)
         except TvdGenError as error:
             _fail(str(error), error.exit_code)
         except BrokenPipeError:
@@ -236,7 +238,8 @@ def reported(command: Callable[P, T]) -> Callable[P, T]:
 def _fail(message: str, code: int) -> NoReturn:
     if _debug:
         traceback.print_exc()
-    _write(sys.stderr, f"error: {clean(message)}")
+    if message:
+        _write(sys.stderr, f"error: {clean(message)}")
     raise SystemExit(code)
 
 

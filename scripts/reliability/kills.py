@@ -57,11 +57,13 @@ def campaign(folder: Path, kills: int, seed: int = 0, say: Callable[[str], None]
     return counts
 
 
-def kill(child: Child, draw: random.Random, seconds: float) -> bool | None:
+def kill(
+    child: Child, draw: random.Random, seconds: float, always_in_save: bool = False
+) -> bool | None:
     """Kill at a random time, or at a random moment of a save; whether it was within one, None where
     the child was done before."""
     wait = draw.uniform(0, seconds)
-    aimed = draw.random() < 0.5
+    aimed = always_in_save or draw.random() < 0.5
     end = time.monotonic() + wait
     while time.monotonic() < end or (aimed and not child.saving):
         time.sleep(0.0005)
@@ -108,8 +110,8 @@ def no_random_state() -> None:
     Trainer._load_rng_state = lambda self, checkpoint: None  # type: ignore[method-assign]
 
 
-def controls(folder: Path, kills: int, seed: int = 0) -> dict[str, str]:
-    """Each with the thing switched off: how many of the runs end lost or with other bits."""
+def controls(folder: Path, kills: int, seed: int = 0) -> dict[str, tuple[int, int]]:
+    """Each with the thing switched off: how many runs end lost or with other bits, of how many."""
     found = {}
     for prepare in (stock_saving, no_data_skip, no_random_state):
         draw, wrong, done = random.Random(seed), 0, 0
@@ -124,13 +126,13 @@ def controls(folder: Path, kills: int, seed: int = 0) -> dict[str, str]:
             child = Child(config, run, prepare).start()
             while child.poll() is None and not [*(run / "checkpoints").glob("[sc]*-*")]:
                 time.sleep(0.0005)
-            kill(child, draw, seconds / 4)
+            kill(child, draw, seconds / 4, always_in_save=prepare is stock_saving)
             try:
                 finish(config, run, prepare=prepare)
                 wrong += _digest(run, prepare) != right
             except RuntimeError:
                 wrong += 1
-        found[prepare.__name__] = f"{wrong} of {done} runs lost or with other bits"
+        found[prepare.__name__] = wrong, done
     return found
 
 
