@@ -13,7 +13,7 @@ from test_run import QUIET, config, files  # noqa: F401  # a fixture
 
 from tvd_gen.checkpoints import Store
 from tvd_gen.errors import CheckpointError, ConfigError, DataError, DiskError, NonFiniteError
-from tvd_gen.run import evaluate, train, training
+from tvd_gen.run import evaluate, plan, train, training
 from tvd_gen.run.folder import RunFolder
 from tvd_gen.run.resume import locked, state_of
 
@@ -396,3 +396,20 @@ def test_max_skipped_steps_may_change(stopped, tmp_path, files):  # noqa: F811
     _, run = stopped
     other = config(tmp_path, files, training=STEPS | {"max_skipped_steps": 3})
     train(other, run, allow_change=True, **QUIET)
+
+
+def test_plan_predicts_what_the_run_takes_on_the_disk(tmp_path, files):  # noqa: F811
+    """A disk that fills up after days is found out before."""
+    wide = {"d_model": 128, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "model_type": "bart"}
+    wide |= {"encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64}
+    wide |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = {"architecture": wide, "tokenizer": {"type": "bpe", "vocab_size": 300}}
+    training = STEPS | {"max_steps": 4, "save_steps": 1, "save_total_limit": 2}
+    made = config(tmp_path, files, model=model, training=training)
+    disk = plan(made, **QUIET).disk_mib
+    train(made, tmp_path / "run", **QUIET)
+    files_of = (path for path in (tmp_path / "run").rglob("*") if path.is_file())
+    taken = sum(path.stat().st_size for path in files_of) / 2**20
+    assert disk["checkpoints_kept"] == 2
+    # One more is there while the third is being saved.
+    assert disk["needed"] - disk["one_checkpoint"] == pytest.approx(taken, rel=0.05)
