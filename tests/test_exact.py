@@ -33,6 +33,15 @@ from tvd_gen.errors import CheckpointError, NonFiniteError, Stopped
 from tvd_gen.schedules import Linear
 from tvd_gen.trainer import ExactMixin
 
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Where the suite runs in the background, the shell has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 DROPOUT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.2}
 
 
@@ -629,6 +638,14 @@ def test_a_step_that_is_left_out_leaves_no_trace_in_the_objective(tmp_path):
     trainer = trainer_for(tmp_path, Break(4), Watch(), max_skipped_steps=2, objective=Quantile())
     trainer.train()
     assert seen[3] == seen[2] != seen[4]
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+    """nohup means it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainer = trainer_for(tmp_path, Send(signal.SIGINT, 3, "begin"))
+    trainer.train()
+    assert trainer.state.global_step == 13
 
 
 def test_signals_may_be_left_to_others(tmp_path):

@@ -56,8 +56,10 @@ def measure(name: str, sizes: Mapping[str, int], folder: Path, seed: int) -> dic
         return found | {"failed": failed}
     if name in ("stops", "two ranks"):
         found = stops.campaign(folder, sizes["stops"] // 2, name == "two ranks", seed)
-        failed = found["exact"] < found["runs"] or found["saved"] < found["runs"] / 2
-        return found | {"failed": failed}
+        few = (
+            found["runs"] >= 10 and found["saved"] < found["runs"] / 2
+        )  # not of two: they may miss
+        return found | {"failed": found["exact"] < found["runs"] or few}
     if name == "corruption":
         found = corruption.campaign(folder, sizes["corruption"], seed)
         return found | {"failed": found["found"] < found["cases"] or not found["exact"]}

@@ -23,8 +23,10 @@ def campaign(
     expected: dict[str, tuple[Path, str, float]] = {}
     for name in names:
         config = write_case(folder / name.replace(" ", "-"), name)
+        children = [child.start() for child in start(config, config.parent / "whole")]
+        until_training(children)
         began = time.monotonic()
-        codes = wait_all([child.start() for child in start(config, config.parent / "whole")])
+        codes = wait_all(children)
         assert codes == [0] * len(codes), codes
         seconds = time.monotonic() - began
         expected[name] = config, digest(config.parent / "whole"), seconds
@@ -33,7 +35,8 @@ def campaign(
         config, right, seconds = expected[name]
         run = config.parent / f"run-{turn}"
         children = [child.start() for child in start(config, run)]
-        time.sleep(draw.uniform(0.3, 1.0) * seconds)
+        until_training(children)
+        time.sleep(draw.uniform(0.0, 0.9) * seconds)
         draw.choice(children).send(signal.SIGTERM)
         codes = wait_all(children)
         counts["runs"] += 1
@@ -51,6 +54,13 @@ def campaign(
         else:
             say(f"OTHER BITS {run}")
     return counts
+
+
+def until_training(children: Sequence[Child]) -> None:
+    """Until the trainer is made: what comes before ends at once, and has nothing to lose."""
+    run = children[0].run
+    while not (run / "checkpoints").exists() and all(child.poll() is None for child in children):
+        time.sleep(0.0005)
 
 
 def wait_all(children: Sequence[Child]) -> list[int]:

@@ -26,7 +26,9 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield  # Python lets the main thread alone set handlers
             return
-        before = {number: signal.signal(number, self._catch) for number in signals}
+        # nohup, and a shell's &, have some ignored: that stays.
+        heard = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._catch) for number in heard}
         try:
             yield
         finally:
