@@ -27,11 +27,11 @@ from transformers import (
 )
 
 from tvd_gen import CrossEntropy, ObjectiveTrainer, Seq2SeqObjectiveTrainer, TaiLr
-from tvd_gen.checkpoints import MANIFEST, Store, seal, verify
+from tvd_gen.checkpoints import MANIFEST, Store, seal, staged, verify
 from tvd_gen.data import Collator
 from tvd_gen.errors import CheckpointError, NonFiniteError, Stopped
 from tvd_gen.schedules import Linear
-from tvd_gen.trainer import ExactMixin
+from tvd_gen.trainer import ExactMixin, exact
 
 
 @pytest.fixture(autouse=True)
@@ -571,6 +571,22 @@ def test_a_signal_saves_and_the_resumed_run_is_exact(number, moment, step, signa
     resumed = trainer_for(tmp_path, process=4, **SIGNALLED)
     resumed.train(resume_from_checkpoint=True)
     assert differences(signalled, end(resumed)) == []
+
+
+def test_no_whole_checkpoint_is_written_over(tmp_path, monkeypatch):
+    """Between its removal and the renaming of the next there would be none."""
+    saved = []
+
+    def recorded(final):
+        saved.append(final.name)
+        return staged(final)
+
+    monkeypatch.setattr(exact, "staged", recorded)
+    with pytest.raises(Stopped):
+        trainer_for(tmp_path, Send(signal.SIGTERM, 10, "save"), **SIGNALLED).train()
+    trainer_for(tmp_path, **SIGNALLED).train(resume_from_checkpoint=True)
+    assert "step-000010" in saved
+    assert len(saved) == len({*saved})
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
