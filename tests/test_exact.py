@@ -175,6 +175,11 @@ CASES = {
     "an evaluation each epoch": {"eval_strategy": "epoch", "save_steps": 5, **EPOCHS},
     "a checkpoint each epoch": {"eval_strategy": "epoch", "save_strategy": "epoch", **EPOCHS},
     "evaluations between checkpoints": {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 4},
+    "an evaluation before the first step": {
+        "eval_on_start": True,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+    },
     "the best of epochs": {"eval_strategy": "epoch", "save_strategy": "epoch", **EPOCHS, **BEST},
     "a sampler on the global random numbers": {
         "accelerator_config": {"use_seedable_sampler": False},
