@@ -413,3 +413,19 @@ def test_plan_predicts_what_the_run_takes_on_the_disk(tmp_path, files):  # noqa:
     assert disk["checkpoints_kept"] == 2
     # One more is there while the third is being saved.
     assert disk["needed"] - disk["one_checkpoint"] == pytest.approx(taken, rel=0.05)
+
+
+def test_a_run_that_was_started_meanwhile_is_not_written_over(tmp_path, files, monkeypatch):  # noqa: F811
+    """Two commands at once: both find the folder free, and load for a while."""
+    made, prepare = config(tmp_path, files, training=STEPS), training.prepare
+
+    def slow(*args, **kwargs):
+        found = prepare(*args, **kwargs)
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.yaml").write_text("the other's")
+        return found
+
+    monkeypatch.setattr(training, "prepare", slow)
+    with pytest.raises(ConfigError, match="another run was started in it meanwhile"):
+        train(made, tmp_path / "run", **QUIET)
+    assert (tmp_path / "run" / "config.yaml").read_text() == "the other's"
