@@ -33,6 +33,7 @@ import disks
 import fuzz
 import kills
 import overhead
+import pairs
 import stops
 import tvd_gen.run  # noqa: F401
 
@@ -41,7 +42,7 @@ FULL |= {"data": 5_000, "controls": 20, "overhead": 9}
 QUICK = {"kills": 10, "stops": 4, "corruption": 50, "disks": 3, "configs": 1_200, "data": 800}
 QUICK |= {"controls": 6, "overhead": 3}
 NAMES = ("kills", "controls", "stops", "two ranks", "corruption", "disks", "batches", "configs")
-NAMES += ("data", "overhead")
+NAMES += ("pairs", "data", "overhead")
 
 
 def measure(name: str, sizes: Mapping[str, int], folder: Path, seed: int) -> dict[str, Any]:
@@ -73,6 +74,9 @@ def measure(name: str, sizes: Mapping[str, int], folder: Path, seed: int) -> dic
         return found | {
             "failed": any(each["loss"] > 1e-5 or each["weight"] > 1e-5 for each in found.values())
         }
+    if name == "pairs":
+        found = pairs.campaign(folder)
+        return found | {"failed": not all(found.values())}
     if name == "overhead":
         return overhead.campaign(folder, sizes["overhead"]) | {"failed": False}
     found = fuzz.campaign(fuzz.CONFIGS if name == "configs" else fuzz.DATA, sizes[name])
