@@ -1,6 +1,7 @@
 """Token objectives in Hugging Face training runs."""
 
-from tvd_gen.trainer.exact import ExactMixin, check_finite
+from tvd_gen.trainer.exact import ExactMixin
+from tvd_gen.trainer.finite import check_finite
 from tvd_gen.trainer.identity import may_change
 from tvd_gen.trainer.mixin import (
     ObjectiveMixin,

@@ -1,37 +1,34 @@
-"""The mixin that makes a training run safe to kill: whole checkpoints, exact resumption, signals,
-and no update from numbers that are not finite.
+"""The mixin that makes a training run safe to kill: whole checkpoints, exact resumption, signals.
 
 What transformers 5.23 does where this overrides it: checkpoints are written in place and taken by
 their number alone; the running loss, an evaluation or an end of epoch that was due, and the
-patience of early stopping are lost when a run resumes; a nan spreads to all weights and is logged
-as 0.
+patience of early stopping are lost when a run resumes.
 """
 
 import dataclasses
-import logging
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from tvd_gen.checkpoints import Store, check_room, seal, staged, staging, verify
-from tvd_gen.errors import CheckpointError, NonFiniteError, Stopped, TvdGenError
+from tvd_gen.errors import CheckpointError, NonFiniteError, Stopped
 from tvd_gen.models.load import quiet
 from tvd_gen.strict_json import to_json
 from tvd_gen.trainer import identity
+from tvd_gen.trainer.finite import FiniteMixin, check_finite
 from tvd_gen.trainer.stopping import (
     StopSignals,
     random_numbers,
@@ -39,18 +36,6 @@ from tvd_gen.trainer.stopping import (
     untouched_random_numbers,
 )
 
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object
-
-T = TypeVar("T")
-Inputs = dict[str, Any]
-logger = logging.getLogger("tvd_gen")
-
-ROWS = "row"
-"""A column of batches that says which rows of the data set they hold; no model sees it."""
-SHOWN_ROWS = 8
 _WITHOUT_BEST = (
     "put it back, or keep the last weights: load_best_model_at_end=false, metric_for_best_model as "
     "it was (on the command line with --allow-change)"
@@ -88,7 +73,7 @@ class _EpochMark(TrainerCallback):
         self.ended = True
 
 
-class ExactMixin(_Base):
+class ExactMixin(FiniteMixin):
     """A Trainer whose runs can be killed at any moment, and never lie: put it before any Trainer.
 
     ObjectiveMixin has it. `train(resume_from_checkpoint=True)` goes on from the newest checkpoint
@@ -96,10 +81,9 @@ class ExactMixin(_Base):
     optimizer, log and evaluations, on the same machine and number of processes.
 
     Checkpoints are output_dir/step-000120, whole or not there, with a SHA-256 of every file. A run
-    with other settings, data of another length, or altered files is a CheckpointError. On SIGTERM
-    or SIGINT (`stop_signals`; set it to () for neither) the run saves at the end of the step and
-    raises Stopped; a second signal stops at once. A loss or gradient that is not finite raises
-    NonFiniteError before the weights are touched; `max_skipped_steps` of them are left out instead.
+    with other settings, other data, or altered files is a CheckpointError. On SIGTERM or SIGINT
+    (`stop_signals`; set it to () for neither) the run saves at the end of the step and raises
+    Stopped; a second signal stops at once. Numbers that are not finite: see FiniteMixin.
     Evaluations leave the random numbers of training alone. A full disk is a DiskError.
 
     place: row of the data set -> what messages call it, where batches have a column `row`.
@@ -109,26 +93,18 @@ class ExactMixin(_Base):
 
     stop_signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, *args: Any, max_skipped_steps: int = 0, **kwargs: Any) -> None:
-        self.max_skipped_steps = max_skipped_steps
-        self.place: Callable[[int], str] = lambda row: f"row {row + 1}"
-        self.say: Callable[[str], None] = logger.warning
-        self.skipped_steps = 0
-        self._skipped_since_log = 0
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._resume: _Resumption | None = None
         self._mark = _EpochMark()
         self._signals = StopSignals()
         self.facts: dict[str, Any] = {}
         self._identity: dict[str, Any] = {}
-        self._epoch, self._epoch_start, self._epoch_random = 0, 0, random_numbers()
-        self._stop, self._evaluation_due = False, False
+        self._epoch, self._epoch_start = 0, 0
+        self._epoch_random: dict[str, Any] = {}
+        self._evaluation_due = False
         self._last_step: dict[str, Any] = {}
         self._saved_step: int | None = None
-        self._micro_batches: list[tuple[Tensor, Any]] = []
-        self._before_step: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
-        if max_skipped_steps < 0:
-            raise ValueError(f"max_skipped_steps must be >= 0, got {max_skipped_steps}")
         if self.args.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint loses the exact place of the run: leave it off")
         if self.args.ignore_data_skip or self.args.auto_find_batch_size:
@@ -138,7 +114,6 @@ class ExactMixin(_Base):
         if self.args.save_only_model and self.args.save_strategy != "no":
             raise ValueError("save_only_model would leave checkpoints that no run can go on from")
         self.args.restore_callback_states_from_checkpoint = True
-        self.args.logging_nan_inf_filter = False
         self.add_callback(self._mark)
 
     # -- the run --------------------------------------------------------------------------------
@@ -211,6 +186,7 @@ class ExactMixin(_Base):
 
     def _read(self, path: str) -> _Resumption:
         with _loading(path):
+            # The stock trainer reads it again, where nothing catches what a broken one raises.
             TrainerState.load_from_json(str(Path(path, TRAINER_STATE_NAME)))
             file = Path(path, self._progress_name)
             return _Resumption(path, torch.load(file, map_location="cpu", weights_only=True))
@@ -311,84 +287,6 @@ class ExactMixin(_Base):
         if over:
             self.control.should_training_stop = True
 
-    # -- one step -------------------------------------------------------------------------------
-
-    def _prepare_inputs(self, inputs: Inputs) -> Inputs:
-        inputs = {name: value for name, value in inputs.items() if name != ROWS}
-        return super()._prepare_inputs(inputs)
-
-    def training_step(
-        self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """The stock step; its loss is kept to be looked at before the update."""
-        if not self._micro_batches and self.max_skipped_steps:
-            self._before_step = self.progress()
-        rows = inputs.get(ROWS)
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._micro_batches.append((loss.detach(), rows))
-        return loss
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The gradient's norm, after which the stock loop makes the update."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        micro_batches, self._micro_batches = self._micro_batches, []
-        losses = torch.stack([loss.float() for loss, _ in micro_batches])
-        finite = torch.isfinite(losses).all()
-        # A loss scaler has its own way with such gradients.
-        if getattr(self.accelerator, "scaler", None) is None:
-            finite = finite & torch.isfinite(torch.as_tensor(norm, device=finite.device))
-        broken, self._stop = self._agree(not bool(finite), self._signals.received is not None)
-        if broken:
-            self._leave_out(model, micro_batches, norm)
-            return None
-        return norm
-
-    def _leave_out(
-        self, model: nn.Module, micro_batches: list[tuple[Tensor, Any]], norm: Any
-    ) -> None:
-        """Count the step and drop its gradients, or raise NonFiniteError."""
-        mine = self._what_is_broken(micro_batches, norm)
-        texts = gather_object([mine]) if self.args.world_size > 1 else [mine]
-        what = next((text for text in texts if "loss" in text), texts[0])
-        step = self.state.global_step + 1
-        if self.skipped_steps >= self.max_skipped_steps:
-            steps = self._store().steps()
-            last = self._store().path(steps[-1]) if steps else "none yet"
-            most = f" (after {self.skipped_steps} skipped)" if self.max_skipped_steps else ""
-            raise NonFiniteError(
-                f"step {step}: {what}{most}; no weight was touched; the last good checkpoint: "
-                f"{last}; look at the rows, go on with max_skipped_steps, or start another run "
-                "with a lower learning rate"
-            )
-        self.say(f"step {step}: {what}; the step is left out")
-        # An optimizer passes over parameters without a gradient: no update, no decay, no moments.
-        model.zero_grad(set_to_none=True)
-        self.load_progress(self._before_step)
-        self.skipped_steps += 1
-        self._skipped_since_log += 1
-
-    def _what_is_broken(self, micro_batches: list[tuple[Tensor, Any]], norm: Any) -> str:
-        losses = [(loss.item(), rows) for loss, rows in micro_batches]
-        bad = [(loss, rows) for loss, rows in losses if not math.isfinite(loss)]
-        what = f"the loss is {bad[0][0]}" if bad else f"the gradient's norm is {float(norm)}"
-        held = [rows for _, rows in (bad[:1] or losses) if rows is not None]
-        numbers = [int(row) for rows in held for row in rows]
-        if not numbers:
-            return what
-        places = ", ".join(self.place(row) for row in numbers[:SHOWN_ROWS])
-        more = len(numbers) - SHOWN_ROWS
-        return f"{what} (rows: {places}{f' and {more} more' if more > 0 else ''})"
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the stock trainer does; a mean loss is over the steps that were made."""
-        if "loss" in logs and self.skipped_steps:
-            steps = self.state.global_step - self._logged_before
-            made = steps - self._skipped_since_log
-            logs["loss"] = logs["loss"] * steps / made if made else math.nan
-            logs["skipped_steps"] = self.skipped_steps
-            self._skipped_since_log = 0
-        super().log(logs, *args, **kwargs)
-
     # -- what follows a step --------------------------------------------------------------------
 
     def _maybe_log_save_evaluate(
@@ -404,7 +302,6 @@ class ExactMixin(_Base):
     ) -> None:
         norm = grad_norm.item() if isinstance(grad_norm, Tensor) else grad_norm
         self._last_step = {"grad_norm": norm, "learning_rate": learning_rate}
-        self._logged_before = self._globalstep_last_logged
         stopping = self._stop or (self.args.world_size == 1 and self._signals.received is not None)
         if stopping:
             self._evaluation_due = self.control.should_evaluate
@@ -420,6 +317,13 @@ class ExactMixin(_Base):
         if stopping:
             path = self._store(trial).path(self.state.global_step)
             raise self._stopped(f"at step {self.state.global_step}; saved: {path}")
+
+    def _asks_to_stop(self) -> bool:
+        return self._signals.received is not None
+
+    def _last_saved(self) -> str:
+        steps = self._store().steps()
+        return str(self._store().path(steps[-1])) if steps else "none yet"
 
     def _stopped(self, where: str) -> Stopped:
         number = self._signals.received or signal.SIGTERM  # None: another process received one
@@ -452,10 +356,7 @@ class ExactMixin(_Base):
         """What a resumed run needs that transformers does not save, of this process: tensors and
         plain values."""
         return {
-            "tr_loss": self._tr_loss.detach().clone(),
-            "last_logged": self._globalstep_last_logged,
-            "skipped_steps": self.skipped_steps,
-            "skipped_since_log": self._skipped_since_log,
+            **super().progress(),
             "epoch": self._epoch,
             "epoch_start": self._epoch_start,
             "epoch_random": self._epoch_random,
@@ -467,10 +368,7 @@ class ExactMixin(_Base):
 
     def load_progress(self, progress: dict[str, Any]) -> None:
         """Put back what `progress` gave."""
-        self._tr_loss = progress["tr_loss"].to(self.args.device)
-        self._globalstep_last_logged = progress["last_logged"]
-        self.skipped_steps = progress["skipped_steps"]
-        self._skipped_since_log = progress["skipped_since_log"]
+        super().load_progress(progress)
         self._evaluation_due = False
 
     def _store(self, trial: Any = None) -> Store:
@@ -555,7 +453,7 @@ class ExactMixin(_Base):
         path = self.state.best_model_checkpoint
         assert path is not None
         try:
-            self._from_first(lambda: verify(Path(path)) and None)
+            self._from_first(lambda: verify(Path(path)))
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {_WITHOUT_BEST}") from None
         super()._load_best_model()
@@ -571,44 +469,6 @@ class ExactMixin(_Base):
         left += sorted(load_result.unexpected_keys)
         if left:
             raise CheckpointError(f"the checkpoint is of another model: {', '.join(left[:5])}")
-
-    # -- the processes --------------------------------------------------------------------------
-
-    def _agree(self, *mine: bool) -> list[bool]:
-        """Which of these is true on any process."""
-        if self.args.world_size == 1:
-            return [*mine]
-        flags = torch.tensor([float(each) for each in mine], device=self.args.device)
-        torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        return [bool(each) for each in flags.tolist()]
-
-    def _from_first(self, ask: Callable[[], T]) -> T:
-        """What the first process finds, or raises, on all of them."""
-        if self.args.world_size == 1:
-            return ask()
-        found: list[Any] = [None, None]
-        if self.args.process_index == 0:
-            try:
-                found[0] = ask()
-            except TvdGenError as error:
-                found[1] = error
-            except Exception as error:  # or the others would wait for ever
-                found[1] = CheckpointError(f"{type(error).__name__}: {error}")
-        broadcast_object_list(found)
-        if found[1] is not None:
-            raise found[1]
-        value: T = found[0]
-        return value
-
-
-def check_finite(model: nn.Module, step: int) -> None:
-    """Raise NonFiniteError where a trained weight is nan or infinite: such a model is not saved."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise NonFiniteError(
-                f"step {step}: {name} is not finite; lower the learning rate or clip with "
-                "max_grad_norm; the model is not saved"
-            )
 
 
 @contextmanager
