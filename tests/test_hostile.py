@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import SPECIAL
 from test_models import gpt2_like
-from test_run import QUIET, config, files  # noqa: F401  # a fixture
+from tiny import QUIET, config
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import tvd_gen
@@ -142,7 +142,7 @@ def test_a_terminal_shows_texts_and_does_nothing_else():
     assert "[red]bold[/red] <script>" in shown
 
 
-def test_hostile_texts_go_through_a_whole_run_as_texts(tmp_path, files):  # noqa: F811
+def test_hostile_texts_go_through_a_whole_run_as_texts(tmp_path, files):
     """In every file that a run writes they are strict JSON, and in no message an escape."""
     row = json.dumps({"source": EVIL, "target": EVIL}) + "\n"
     for path in files.values():
