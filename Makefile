@@ -22,7 +22,7 @@ help:
 	@echo "make test   set up, then lint, types and tests"
 	@echo "make benchmark        the head and a whole step beside their peers; half an hour"
 	@echo "make benchmark-check  the same small, with loose bounds; a minute"
-	@echo "make reliability        kill runs, fill disks, spoil files, and compare; half an hour"
+	@echo "make reliability        kill runs, fill disks, spoil files, and compare; 15 min"
 	@echo "make reliability-check  a few of each; two minutes"
 	@echo "make setup  the environment in $(VENV) alone"
 	@echo "make clean  remove the environment and the demo's run"

@@ -296,6 +296,8 @@ def test_a_disk_that_cannot_be_read_is_a_fault_of_the_checkpoint(store, monkeypa
     said = []
     assert store.newest(said.append)[0] == store.path(2)
     assert "cannot be read: Input/output error" in said[0]
+    with pytest.raises(CheckpointError, match="cannot be read: Input/output error"):
+        verify(store.path(4))
 
 
 def test_a_read_only_disk_is_said_in_safetensors_words_too(store):

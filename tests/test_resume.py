@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_checkpoints import dies_at
-from test_run import QUIET, config, files  # noqa: F401  # a fixture
+from tiny import QUIET, config
 
 from tvd_gen.checkpoints import Store
 from tvd_gen.errors import CheckpointError, ConfigError, DataError, DiskError, NonFiniteError
@@ -43,7 +43,7 @@ def killed_at(step, made, run, monkeypatch):
 
 
 @pytest.fixture
-def stopped(tmp_path, files, monkeypatch):  # noqa: F811
+def stopped(tmp_path, files, monkeypatch):
     """A config, and a run of it that was killed at step 5, after the checkpoint of step 3."""
     made = config(tmp_path, files, training=STEPS)
     killed_at(5, made, tmp_path / "run", monkeypatch)
@@ -111,7 +111,7 @@ def test_a_run_whose_checkpoints_are_all_broken_does_not_start_anew(stopped):
         ({"data": {"max_target_tokens": 9}}, "data.max_target_tokens: was 12, now 9"),
     ],
 )
-def test_another_config_is_refused_field_by_field(changes, message, stopped, tmp_path, files):  # noqa: F811
+def test_another_config_is_refused_field_by_field(changes, message, stopped, tmp_path, files):
     _, run = stopped
     other = config(tmp_path, files, **({"training": STEPS} | changes))
     for allow in (False, True):
@@ -120,7 +120,7 @@ def test_another_config_is_refused_field_by_field(changes, message, stopped, tmp
         assert "start another run" in str(caught.value)
 
 
-def test_fields_that_change_no_weight_may_change_when_asked(stopped, tmp_path, files):  # noqa: F811
+def test_fields_that_change_no_weight_may_change_when_asked(stopped, tmp_path, files):
     made, run = stopped
     other = config(tmp_path, files, training=STEPS | {"save_steps": 2}, generation={"num_beams": 2})
     with pytest.raises(ConfigError, match=r"training\.save_steps: .*\(may change: --allow-change"):
@@ -131,7 +131,7 @@ def test_fields_that_change_no_weight_may_change_when_asked(stopped, tmp_path, f
     assert weights(run) == weights(tmp_path / "whole")
 
 
-def test_what_chooses_the_best_model_may_not_change(tmp_path, files, monkeypatch):  # noqa: F811
+def test_what_chooses_the_best_model_may_not_change(tmp_path, files, monkeypatch):
     best = STEPS | {"load_best_model_at_end": True}
     killed_at(5, config(tmp_path, files, training=best), tmp_path / "run", monkeypatch)
     other = config(tmp_path, files, training=best, generation={"num_beams": 2})
@@ -140,7 +140,7 @@ def test_what_chooses_the_best_model_may_not_change(tmp_path, files, monkeypatch
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_changed_data_are_refused(split, stopped, files):  # noqa: F811
+def test_changed_data_are_refused(split, stopped, files):
     """The stock trainer takes them, and the run is another one."""
     made, run = stopped
     file = Path(files[split])
@@ -149,7 +149,26 @@ def test_changed_data_are_refused(split, stopped, files):  # noqa: F811
         train(made, run, **QUIET)
 
 
-def test_a_test_file_may_change(stopped, files):  # noqa: F811
+def test_files_in_another_order_are_other_data(tmp_path, files, monkeypatch):
+    """A stream reads them in turn; and two files of one name, in two folders, are two files."""
+    parts = []
+    for part, lines in enumerate((slice(0, 20), slice(20, None))):
+        (tmp_path / f"part{part}").mkdir()
+        parts.append(tmp_path / f"part{part}" / "train.jsonl")
+        text = Path(files["train"]).read_text().splitlines(keepends=True)
+        parts[-1].write_text("".join(text[lines]))
+    names = [str(part) for part in parts]
+    streams = {"files": files | {"train": names}, "streaming": True}
+    killed_at(
+        5, config(tmp_path, files, training=STEPS, data=streams), tmp_path / "run", monkeypatch
+    )
+    streams["files"] = files | {"train": names[::-1]}
+    other = config(tmp_path, files, training=STEPS, data=streams)
+    with pytest.raises(ConfigError, match=r"data, train: 1\. train\.jsonl: SHA-256 was \w+ now"):
+        train(other, tmp_path / "run", **QUIET)
+
+
+def test_a_test_file_may_change(stopped, files):
     made, run = stopped
     file = Path(files["test"])
     file.write_text(file.read_text().replace("red", "rot", 1))
@@ -177,7 +196,7 @@ def test_two_runs_in_one_folder_are_refused(stopped):
     train(made, run, **QUIET)
 
 
-def test_a_moved_run_goes_on_and_keeps_its_best(tmp_path, files, monkeypatch):  # noqa: F811
+def test_a_moved_run_goes_on_and_keeps_its_best(tmp_path, files, monkeypatch):
     """transformers keeps the best checkpoint's old path, and drops it."""
     best = {"load_best_model_at_end": True, "save_total_limit": 1}
     made = config(tmp_path, files, training=STEPS | best)
@@ -188,7 +207,7 @@ def test_a_moved_run_goes_on_and_keeps_its_best(tmp_path, files, monkeypatch):  
     assert weights(tmp_path / "moved") == weights(tmp_path / "whole")
 
 
-def test_a_stream_goes_on_past_its_first_epoch(tmp_path, files, monkeypatch):  # noqa: F811
+def test_a_stream_goes_on_past_its_first_epoch(tmp_path, files, monkeypatch):
     """The stock trainer reads the stream from its start again, and says nothing."""
     steps = STEPS | {"max_steps": 14, "save_steps": 8, "eval_strategy": "no"}
     made = config(tmp_path, files, training=steps, data={"streaming": True, "shuffle_buffer": 16})
@@ -200,7 +219,7 @@ def test_a_stream_goes_on_past_its_first_epoch(tmp_path, files, monkeypatch):  #
     assert log(tmp_path / "run") == log(tmp_path / "whole")
 
 
-def test_the_rows_of_a_broken_step_are_named_by_file_and_line(tmp_path, files, monkeypatch):  # noqa: F811
+def test_the_rows_of_a_broken_step_are_named_by_file_and_line(tmp_path, files, monkeypatch):
     made = config(tmp_path, files, training=STEPS)
     step = training.Seq2SeqObjectiveTrainer.compute_loss
 
@@ -253,7 +272,7 @@ def test_a_model_that_was_half_saved_is_saved_again(stopped, monkeypatch):
     assert (run / "model").exists()
 
 
-def test_a_launcher_that_starts_fewer_processes_is_found_out(tmp_path, files, monkeypatch):  # noqa: F811
+def test_a_launcher_that_starts_fewer_processes_is_found_out(tmp_path, files, monkeypatch):
     """The global batch would be half of what was meant."""
     made = config(tmp_path, files, training=STEPS | {"num_processes": 2})
     with pytest.raises(ConfigError, match="2 asked for, 1 started; start with torchrun"):
@@ -263,7 +282,7 @@ def test_a_launcher_that_starts_fewer_processes_is_found_out(tmp_path, files, mo
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
     tmp_path,
-    files,  # noqa: F811
+    files,
     monkeypatch,
 ):
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
@@ -273,7 +292,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
 
 
 @pytest.mark.parametrize("event", range(1, 40, 2))
-def test_a_kill_while_the_folder_is_made_leaves_a_folder_to_start_in(event, tmp_path, files):  # noqa: F811
+def test_a_kill_while_the_folder_is_made_leaves_a_folder_to_start_in(event, tmp_path, files):
     """Found by the campaign: a folder with checkpoints/ and no config.yaml was taken for no run."""
     made, run = config(tmp_path, files, training=STEPS | {"max_steps": 1}), tmp_path / "run"
     prepared = training.prepare(made, say=lambda *_: None, progress=lambda *_: None)
@@ -309,7 +328,7 @@ def test_a_worker_that_dies_is_one_line_and_the_run_goes_on(stopped, monkeypatch
     assert (run / "model").exists()
 
 
-def test_a_run_that_fails_removes_nothing_that_is_not_its_own(tmp_path, files):  # noqa: F811
+def test_a_run_that_fails_removes_nothing_that_is_not_its_own(tmp_path, files):
     """--output may be a folder with a user's hidden files: a home, a repository."""
     run = tmp_path / "run"
     (run / ".git").mkdir(parents=True)
@@ -328,7 +347,7 @@ def test_a_run_that_fails_removes_nothing_that_is_not_its_own(tmp_path, files): 
     assert [path.name for path in folder.path.iterdir()] == ["mine"]
 
 
-def test_files_may_lie_elsewhere(stopped, tmp_path, files):  # noqa: F811
+def test_files_may_lie_elsewhere(stopped, tmp_path, files):
     _, run = stopped
     (tmp_path / "moved").mkdir()
     moved = {
@@ -340,7 +359,7 @@ def test_files_may_lie_elsewhere(stopped, tmp_path, files):  # noqa: F811
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_data_are_checked_without_data_json_too(streaming, tmp_path, files, monkeypatch):  # noqa: F811
+def test_data_are_checked_without_data_json_too(streaming, tmp_path, files, monkeypatch):
     made = config(tmp_path, files, training=STEPS, data={"streaming": streaming})
     killed_at(5, made, tmp_path / "run", monkeypatch)
     (tmp_path / "run" / "data.json").unlink()
@@ -357,7 +376,7 @@ def test_a_broken_data_json_is_one_line(stopped):
         train(made, run, **QUIET)
 
 
-def test_another_tokenizer_is_refused(tmp_path, files, monkeypatch):  # noqa: F811
+def test_another_tokenizer_is_refused(tmp_path, files, monkeypatch):
     """The same texts are other rows then."""
     train(config(tmp_path, files), tmp_path / "base", **QUIET)
     base = tmp_path / "base" / "model"
@@ -372,7 +391,7 @@ def test_another_tokenizer_is_refused(tmp_path, files, monkeypatch):  # noqa: F8
         train(made, tmp_path / "run", **QUIET)
 
 
-def test_a_run_goes_on_without_its_best_checkpoint_when_asked(tmp_path, files):  # noqa: F811
+def test_a_run_goes_on_without_its_best_checkpoint_when_asked(tmp_path, files):
     fast = STEPS | {"learning_rate": 3.0}  # so that the best is not the last
     best = fast | {"load_best_model_at_end": True}
     run = tmp_path / "run"
@@ -391,14 +410,14 @@ def test_a_run_goes_on_without_its_best_checkpoint_when_asked(tmp_path, files): 
     assert (run / "model").exists()
 
 
-def test_max_skipped_steps_may_change(stopped, tmp_path, files):  # noqa: F811
+def test_max_skipped_steps_may_change(stopped, tmp_path, files):
     """It is the way on after exit 5."""
     _, run = stopped
     other = config(tmp_path, files, training=STEPS | {"max_skipped_steps": 3})
     train(other, run, allow_change=True, **QUIET)
 
 
-def test_plan_predicts_what_the_run_takes_on_the_disk(tmp_path, files):  # noqa: F811
+def test_plan_predicts_what_the_run_takes_on_the_disk(tmp_path, files):
     """A disk that fills up after days is found out before."""
     wide = {"d_model": 128, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "model_type": "bart"}
     wide |= {"encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64}
@@ -415,7 +434,15 @@ def test_plan_predicts_what_the_run_takes_on_the_disk(tmp_path, files):  # noqa:
     assert disk["needed"] - disk["one_checkpoint"] == pytest.approx(taken, rel=0.05)
 
 
-def test_a_run_that_was_started_meanwhile_is_not_written_over(tmp_path, files, monkeypatch):  # noqa: F811
+def test_plan_counts_the_epochs_that_are_asked_for_in_steps(tmp_path, files):
+    """40 rows are 5 steps of 8: 12 steps are 3 epochs, whatever num_train_epochs says."""
+    training = STEPS | {"max_steps": 12, "save_strategy": "epoch", "eval_strategy": "epoch"}
+    training |= {"num_train_epochs": 50}
+    made = config(tmp_path, files, training=training)
+    assert plan(made, **QUIET).disk_mib["checkpoints_kept"] == 3
+
+
+def test_a_run_that_was_started_meanwhile_is_not_written_over(tmp_path, files, monkeypatch):
     """Two commands at once: both find the folder free, and load for a while."""
     made, prepare = config(tmp_path, files, training=STEPS), training.prepare
 

@@ -109,8 +109,16 @@ def _manifest_text(facts: dict[str, Any]) -> str:
 def verify(folder: Path) -> dict[str, Any]:
     """The manifest of a folder whose files are exactly those that were sealed.
 
-    Raises CheckpointError that names the first file that is missing, altered or not of it.
+    Raises CheckpointError that names the first file that is missing, altered, unreadable or not of
+    it.
     """
+    try:
+        return _verified(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def _verified(folder: Path) -> dict[str, Any]:
     manifest = _read_manifest(folder)
     sealed: dict[str, Any] = manifest["files"]
     there = {file.relative_to(folder).as_posix(): file for file in _files(folder)}
@@ -254,11 +262,7 @@ class Store:
 
     def check(self, step: int) -> dict[str, Any]:
         """The manifest of a step's checkpoint; CheckpointError where it is not whole."""
-        try:
-            manifest = verify(self.path(step))
-        except OSError as error:
-            reason = f"{self.path(step)}: cannot be read: {error.strerror}"
-            raise CheckpointError(reason) from error
+        manifest = verify(self.path(step))
         if manifest.get("step") != step:
             raise CheckpointError(f"{self.path(step)}: is of step {manifest.get('step')}")
         return manifest

@@ -95,9 +95,9 @@ def stock_saving() -> None:
         folders = self.root.glob("checkpoint-*") if self.root.is_dir() else ()
         return sorted(int(path.name.split("-")[1]) for path in folders)
 
-    ExactMixin._save_checkpoint = save  # type: ignore[method-assign]
-    ExactMixin._find = find  # type: ignore[method-assign]
-    Store.steps = steps  # type: ignore[method-assign]
+    ExactMixin._save_checkpoint = save  # type: ignore[method-assign]  # in a child alone
+    ExactMixin._find = find  # type: ignore[method-assign]  # in a child alone
+    Store.steps = steps  # type: ignore[method-assign]  # in a child alone
 
 
 def no_data_skip() -> None:
@@ -107,7 +107,7 @@ def no_data_skip() -> None:
 
 def no_random_state() -> None:
     """A resumed run draws other random numbers."""
-    Trainer._load_rng_state = lambda self, checkpoint: None  # type: ignore[method-assign]
+    Trainer._load_rng_state = lambda self, checkpoint: None  # type: ignore[method-assign]  # in a child alone
 
 
 def controls(folder: Path, kills: int, seed: int = 0) -> dict[str, tuple[int, int]]:

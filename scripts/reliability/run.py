@@ -1,6 +1,6 @@
 """The reliability campaign, one command: kill it anywhere, fill its disk, spoil its files.
 
-    python scripts/reliability/run.py            # the published figures; about half an hour
+    python scripts/reliability/run.py            # the published figures; a quarter of an hour
     python scripts/reliability/run.py --quick    # a few of each, in two minutes; 1 if one fails
     python scripts/reliability/run.py --only kills controls
 
@@ -35,7 +35,7 @@ import kills
 import overhead
 import pairs
 import stops
-import tvd_gen.run  # noqa: F401
+import tvd_gen.run  # noqa: F401  # before the forks, once for all children
 
 FULL = {"kills": 200, "stops": 40, "corruption": 500, "disks": 50, "configs": 10_000}
 FULL |= {"data": 5_000, "controls": 20, "overhead": 9}

@@ -42,7 +42,7 @@ def plan(config: RunConfig, *, say: Say, progress: Progress) -> Plan:
     """Read the data, build the model, count; no run folder is made."""
     prepared = prepare(config, say=say, progress=progress)
     summary, steps = describe_model(prepared.model), _steps(prepared)
-    disk = _disk(prepared, steps["steps"])
+    disk = _disk(prepared, steps)
     if disk["needed"] > disk["free"]:
         say(
             f"the run needs {disk['needed']:.0f} MiB on the disk, {disk['free']:.0f} MiB are free; "
@@ -114,15 +114,16 @@ def _memory(prepared: Prepared) -> dict[str, float]:
     }
 
 
-def _disk(prepared: Prepared, steps: float) -> dict[str, float]:
+def _disk(prepared: Prepared, planned: dict[str, Any]) -> dict[str, float]:
     """Of the model, a checkpoint, and all of the run; and what is free where runs/ is made."""
     given, memory = prepared.config.training.arguments, _memory(prepared)
     one = memory["weights"] + memory["adam"]
+    steps, epochs = planned["steps"], planned["epochs"] or 1  # a stream's epoch may have no end
     each, strategy = given.get("save_steps", 500), given.get("save_strategy", "steps")
     if strategy == "steps":
         saves = math.ceil(steps / (each if each >= 1 else max(1, math.ceil(each * steps))))
     else:
-        saves = 0 if strategy == "no" else math.ceil(given.get("num_train_epochs", 3.0))
+        saves = 0 if strategy == "no" else math.ceil(epochs)
     limit = given.get("save_total_limit")
     kept = saves if limit is None else min(saves, limit + bool(given.get("load_best_model_at_end")))
     # While one is saved, the one that will go for it is still there.

@@ -155,8 +155,9 @@ def check_data(folder: RunFolder, report: DataReport) -> None:
 
 
 def _hashes(split: Mapping[str, Any] | None) -> dict[str, str]:
-    """File name, without its folder -> SHA-256."""
-    return {Path(file["name"]).name: file["sha256"] for file in split["files"]} if split else {}
+    """Place and file name, without its folder -> SHA-256: a stream's rows come in that order."""
+    files = split["files"] if split else []
+    return {f"{n}. {Path(file['name']).name}": file["sha256"] for n, file in enumerate(files, 1)}
 
 
 def facts(report: DataReport, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
