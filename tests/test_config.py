@@ -336,7 +336,10 @@ def test_an_objective_is_built_with_its_schedules(config_file):
     objective, schedules, additions = config.objective.build()
     assert objective == OBJECTIVES["tailr"](gamma=0.0, min_weight=0.2)
     assert schedules["gamma"](1.0) == 0.8
-    assert additions == {"label_smoothing": 0.1, "z_loss": 0.0, "row_budget": 0.0}
+    assert additions == {
+        **{"label_smoothing": 0.1, "z_loss": 0.0, "row_budget": 0.0, "normalize_weights": False},
+        **{"weights_from": "model", "weights_every": 3000, "weights_decay": 0.999},
+    }
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))

@@ -6,7 +6,6 @@ where they were.
 
 import contextlib
 import copy
-import dataclasses
 import math
 import os
 import pickle
@@ -26,10 +25,11 @@ from transformers import (
     TrainerCallback,
 )
 
-from tvd_gen import CrossEntropy, ObjectiveTrainer, Seq2SeqObjectiveTrainer, TaiLr
+from tvd_gen import ObjectiveTrainer, Seq2SeqObjectiveTrainer, TaiLr
 from tvd_gen.checkpoints import MANIFEST, Store, seal, staged, verify
 from tvd_gen.data import Collator
 from tvd_gen.errors import CheckpointError, NonFiniteError, Stopped
+from tvd_gen.objectives import LossTruncation
 from tvd_gen.schedules import Linear
 from tvd_gen.trainer import ExactMixin, exact
 
@@ -71,6 +71,7 @@ def trainer_for(folder, *callbacks, process=0, family="gpt2", **changes):
     """A trainer whose own random numbers hang on `process`; a resumed one must not hang on them."""
     options = {"objective": TaiLr(0.02, 0.2)}
     names = ("objective", "schedules", "max_tokens", "max_skipped_steps", "train_dataset")
+    names += ("weights_from", "weights_every", "weights_decay")
     options |= {name: changes.pop(name) for name in names if name in changes}
     settings = {
         "per_device_train_batch_size": 4,
@@ -614,51 +615,53 @@ def test_a_second_signal_stops_at_once(tmp_path):
     assert Store(tmp_path).newest(pytest.fail)
 
 
-@dataclasses.dataclass(frozen=True)
-class Quantile(CrossEntropy):
-    """A law whose numbers move while it trains, as loss truncation's do."""
-
-    seen: list = dataclasses.field(default_factory=lambda: [0.0])
-
-    def weight(self, logp):
-        self.seen[0] = 0.9 * self.seen[0] + 0.1 * logp.mean().item()
-        return torch.where(logp > 2 * self.seen[0], 1.0, 0.1)
-
-    def state_dict(self):
-        return {"seen": self.seen}  # live, as a module's is
-
-    def load_state_dict(self, state):
-        self.seen[:] = state["seen"]
+TRUNCATION = LossTruncation(drop=0.4, min_count=8, window=8)
+REMEMBERING = {
+    "loss truncation": {"objective": TRUNCATION},
+    "an average's weights": {"weights_from": "ema", "weights_decay": 0.9},
+    "a lagging copy's weights": {"weights_from": "lagged", "weights_every": 3},
+}
 
 
-def test_an_objective_with_a_state_goes_on_with_it(tmp_path, monkeypatch):
-    whole = trainer_for(tmp_path / "whole", objective=Quantile())
+@pytest.mark.parametrize("remembered", REMEMBERING.values(), ids=REMEMBERING)
+def test_what_an_objective_remembers_goes_on(remembered, tmp_path, monkeypatch):
+    whole = trainer_for(tmp_path / "whole", **remembered)
     whole.train()
     ends = []
     for forget in (False, True):
         folder = tmp_path / str(forget)
-        stopped = trainer_for(folder, StopAt(7), objective=Quantile())
+        stopped = trainer_for(folder, StopAt(7), **remembered)
         with pytest.raises(KeyboardInterrupt):
             stopped.train()
-        resumed = trainer_for(folder, process=3, objective=Quantile())
+        resumed = trainer_for(folder, process=3, **remembered)
         if forget:
-            monkeypatch.setattr(Quantile, "load_state_dict", lambda self, state: None)
+            load = ObjectiveTrainer.load_progress
+
+            def forgetful(self, progress, load=load):
+                load(self, progress | {"objective": {}, "old": None})
+
+            monkeypatch.setattr(ObjectiveTrainer, "load_progress", forgetful)
         resumed.train(resume_from_checkpoint=True)
         ends.append(differences(end(whole), end(resumed)))
     assert ends[0] == []
     assert ends[1], "the comparison can fail"
 
 
-def test_a_step_that_is_left_out_leaves_no_trace_in_the_objective(tmp_path):
-    seen = []
+def test_a_step_that_is_left_out_leaves_no_trace_in_what_is_remembered(tmp_path):
+    seen, weights = [], []
 
     class Watch(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            seen.append(trainer.objective.seen[0])
+        def on_log(self, args, state, control, **_):
+            seen.append(int(trainer._state.get("seen", 0)))
+            if trainer._old is not None:
+                weights.append(next(trainer._old.model.parameters()).sum().item())
 
-    trainer = trainer_for(tmp_path, Break(4), Watch(), max_skipped_steps=2, objective=Quantile())
-    trainer.train()
+    for options in REMEMBERING["loss truncation"], REMEMBERING["an average's weights"]:
+        options = {**options, "max_skipped_steps": 2, "logging_steps": 1}
+        trainer = trainer_for(tmp_path / str(len(seen)), Break(4), Watch(), **options)
+        trainer.train()
     assert seen[3] == seen[2] != seen[4]
+    assert weights[3] == weights[2] != weights[4]
 
 
 def test_a_signal_that_is_ignored_stays_so(tmp_path):

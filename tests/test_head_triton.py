@@ -17,7 +17,7 @@ from tvd_gen import (
     linear_objective_loss,
     linear_target_logp,
 )
-from tvd_gen.head.problem import Options
+from tvd_gen.head.problem import Given, Options
 from tvd_gen.head.rows import Rows, RowStats, TileProgram
 
 pytest.importorskip("triton")
@@ -62,6 +62,8 @@ class _Problem(NamedTuple):
         def moved(part):
             if part is None:
                 return None
+            if isinstance(part, Given):
+                return Given(*map(moved, part))
             return part.to(device, dtype if part.is_floating_point() else None, copy=True)
 
         return _Problem(Rows(*map(moved, self.rows)), moved(self.bias), self.options)
@@ -81,7 +83,9 @@ def _problem(dtype, case, objective=TAILR, vocabulary=V):
     if case.pop("centre", False):
         centre = torch.randn(N, generator=make, dtype=wide)
         rest = logits.gather(1, targets[:, None])[:, 0].to(wide) + 0.3  # not the rounded one
-    return _Problem(Rows(logits, targets, weights, centre, rest), bias, Options(objective, **case))
+    return _Problem(
+        Rows(logits, Given(targets, weights), centre, rest), bias, Options(objective, **case)
+    )
 
 
 def _answer(program, problem: _Problem, slopes: Tensor | None) -> tuple[RowStats, Tensor | None]:
@@ -156,7 +160,7 @@ def test_any_vocabulary(vocabulary):
 def test_slopes_are_the_derivatives_of_the_loss(name):
     """Two programs by one hand may be wrong in the same way; autograd is another's."""
     problem = _problem(torch.float64, CASES[name])
-    (logits, targets, weights, centre, rest), bias, options = problem
+    (logits, (targets, weights, *_), centre, rest, _), bias, options = problem
     own = targets[:, None]
     x = (logits.scatter(1, own, rest[:, None]) + centre[:, None] + bias).requires_grad_()
     final = x * options.scale
@@ -211,8 +215,9 @@ def test_nothing_beside_the_rows_is_used_or_written():
     moved = problem.to(DEVICE)
     logits, out = (torch.full((N, V + width), float("nan"), device=DEVICE) for width in (5, 40))
     logits[:, :V] = moved.rows.logits
-    targets = torch.stack([moved.rows.targets, moved.rows.targets * 0], 1)[:, 0]
-    rows = moved.rows._replace(logits=logits[:, :V], targets=targets)
+    targets = torch.stack([moved.rows.given.targets, moved.rows.given.targets * 0], 1)[:, 0]
+    given = moved.rows.given._replace(targets=targets)
+    rows = moved.rows._replace(logits=logits[:, :V], given=given)
     got = _answer(kernels.TritonProgram, moved._replace(rows=rows), out[:, :V])
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
     assert out[:, V:].isnan().all()
@@ -222,11 +227,11 @@ def test_a_nan_is_not_lost_and_a_banned_token_is_no_nan():
     """A diverged model must show in the loss; a bias of -inf bans a token, and is no divergence."""
     problem = _problem(torch.float32, {"bias": True})
     rows, bias = problem.rows, problem.bias
-    banned = (rows.targets.max() + 1) % V
-    assert banned not in rows.targets
+    banned = (rows.given.targets.max() + 1) % V
+    assert banned not in rows.given.targets
     bias[banned] = -float("inf")
     rows.logits[1, 3] = float("nan")
-    rows.targets[2], rows.targets[3] = -100, V
+    rows.given.targets[2], rows.given.targets[3] = -100, V
     stats, slopes = _apart(kernels.TritonProgram, problem.to(DEVICE))
     assert stats.logp.isnan().tolist() == [False, True, True, True, False, False]
     assert slopes[1].isnan().all()
@@ -238,7 +243,9 @@ def test_a_nan_is_not_lost_and_a_banned_token_is_no_nan():
 def test_logp_is_never_above_zero():
     """log1p(-p) of an objective would be nan."""
     problem = _problem(torch.float32, {"softcap": 30.0, "scale": 0.3})
-    problem.rows.logits[torch.arange(N), problem.rows.targets] = torch.linspace(90.0, 250.0, N)
+    problem.rows.logits[torch.arange(N), problem.rows.given.targets] = torch.linspace(
+        90.0, 250.0, N
+    )
     stats, _ = _answer(kernels.TritonProgram, problem.to(DEVICE), None)
     assert (stats.logp <= 0).all()
 

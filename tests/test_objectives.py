@@ -13,9 +13,11 @@ from tvd_gen.objectives import (
     DFT,
     GCE,
     OBJECTIVES,
+    DistributionObjective,
     Focal,
     MixCE,
     Poly1,
+    SequenceObjective,
     TaylorCE,
     Threshold,
 )
@@ -224,10 +226,13 @@ def test_a_value_out_of_range_is_refused(cls, values):
 
 def test_objectives_lists_every_objective_as_a_frozen_dataclass_of_numbers():
     """Configs, schedules and fingerprints treat an objective as a value."""
-    concrete = set(TokenObjective.__subclasses__())
-    assert set(OBJECTIVES.values()) == {c for c in concrete if c.__module__ == "tvd_gen.objectives"}
+    levels = TokenObjective, SequenceObjective, DistributionObjective
+    concrete = {cls for level in levels for cls in level.__subclasses__()}
+    ours = {cls for cls in concrete if cls.__module__.startswith("tvd_gen.objectives")}
+    assert set(OBJECTIVES.values()) == ours
     for name, cls in OBJECTIVES.items():
         assert cls.name == name
         assert cls.__dataclass_params__.frozen
         assert {f.type for f in dataclasses.fields(cls)} <= {float, int}
-    assert {type(objective) for objective in FAMILY} == set(OBJECTIVES.values())
+    tokens = {cls for cls in OBJECTIVES.values() if issubclass(cls, TokenObjective)}
+    assert {type(objective) for objective in FAMILY} == tokens

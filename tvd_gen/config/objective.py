@@ -19,11 +19,14 @@ from pydantic_core import (
 from tvd_gen.schedules import SCHEDULES, Schedule
 
 if TYPE_CHECKING:
-    from tvd_gen.objectives import TokenObjective
+    from tvd_gen.objectives import Objective
 
 ScheduleName = Literal["constant", "linear", "cosine", "step"]
-ADDITIONS = ("label_smoothing", "z_loss", "row_budget")
-OWN_FIELDS = ("name", *ADDITIONS)
+ADDITIONS = (
+    *("label_smoothing", "z_loss", "row_budget", "normalize_weights"),
+    *("weights_from", "weights_every", "weights_decay"),
+)
+OWN_FIELDS = ("name", *ADDITIONS, "reference")
 
 
 class ObjectiveConfig(BaseModel):
@@ -42,19 +45,29 @@ class ObjectiveConfig(BaseModel):
     """weight of each token's squared log-sum-exp; 1e-4 in PaLM"""
     row_budget: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """share of the head's gradient that may be left out, token by token, for speed"""
+    normalize_weights: bool = False
+    """divide each step's gradient by its mean weight"""
+    weights_from: Literal["model", "eval", "ema", "lagged"] = "model"
+    """the model that the weights of a token objective, or GOLD's, come from"""
+    weights_every: Annotated[int, Field(ge=1)] = 3000
+    """steps after which a lagged copy is made anew"""
+    weights_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """of an ema of the weights, a step"""
+    reference: str | None = None
+    """a model's folder or hub id, for gold, asft and d2gpo; default: the pretrained model itself"""
 
     @property
     def fields(self) -> dict[str, Any]:
         """The objective's own fields: numbers, and sections that describe schedules."""
         return dict(self.model_extra or {})
 
-    def build(self) -> tuple["TokenObjective", dict[str, Schedule], dict[str, Any]]:
+    def build(self) -> tuple["Objective", dict[str, Schedule], dict[str, Any]]:
         """The objective (at progress 0), the schedules of its scheduled fields, the additions."""
         schedules = _schedules(self.fields)
         additions = {name: getattr(self, name) for name in ADDITIONS}
         return self._at(0.0, schedules), schedules, additions
 
-    def _at(self, progress: float, schedules: Mapping[str, Schedule]) -> "TokenObjective":
+    def _at(self, progress: float, schedules: Mapping[str, Schedule]) -> "Objective":
         numbers = {name: schedule(progress) for name, schedule in schedules.items()}
         objective = objectives()[self.name]
         kinds = objective_fields(objective)
@@ -86,7 +99,7 @@ def _as(kind: Any, number: float) -> Any:
     return float(number) if kind is float else number
 
 
-def objectives() -> dict[str, type["TokenObjective"]]:
+def objectives() -> dict[str, type["Objective"]]:
     """OBJECTIVES, imported when first needed: it brings torch."""
     from tvd_gen.objectives import OBJECTIVES
 
@@ -229,7 +242,7 @@ def _schedules(fields: Mapping[str, Any]) -> dict[str, Schedule]:
 
 
 def _range_faults(
-    objective: type["TokenObjective"], numbers: dict[str, Any]
+    objective: type["Objective"], numbers: dict[str, Any]
 ) -> Iterator[InitErrorDetails]:
     """One fault for each field whose number is out of range, a schedule's at both of its ends."""
     kinds = objective_fields(objective)
@@ -252,7 +265,7 @@ def _range_faults(
 
 
 def _first_range_fault(
-    objective: type["TokenObjective"], numbers: Mapping[str, Any], schedules: dict[str, Schedule]
+    objective: type["Objective"], numbers: Mapping[str, Any], schedules: dict[str, Schedule]
 ) -> tuple[str, Any, str] | None:
     for progress in _probes(numbers):
         at = {key: schedule(progress) for key, schedule in schedules.items()}

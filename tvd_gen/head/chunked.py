@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tvd_gen.head.distribution import DistributionProgram
 from tvd_gen.head.output import LossOutput
-from tvd_gen.head.problem import Operands, Options
+from tvd_gen.head.problem import Given, Operands, Options
 from tvd_gen.head.rows import (
     Rows,
     RowStats,
@@ -20,6 +21,7 @@ from tvd_gen.head.rows import (
     compacted,
     exact_target_logits,
 )
+from tvd_gen.objectives import DistributionObjective
 
 # So many logits, 128 MB in bfloat16, in so many rows: with fewer rows products slow down, with more
 # a CPU's do as well.
@@ -35,17 +37,15 @@ MakeProgram = Callable[[int, int, Tensor | None, Options, Tensor], RowProgram]
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def chunked_loss(
-    operands: Operands,
-    targets: Tensor,
-    token_weights: Tensor | None,
-    options: Options,
-    program: MakeProgram = TileProgram,
+    operands: Operands, given: Given, options: Options, program: MakeProgram = TileProgram
 ) -> LossOutput:
     """As `reference_loss`, with no (N, V) tensor. First derivatives only."""
+    if isinstance(options.objective, DistributionObjective):
+        program = DistributionProgram
     # Inside a Function gradients are always off, so whether they are wanted is asked here.
     wanted = torch.is_grad_enabled()
     sums = _Loss.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        *operands, targets, token_weights, options, program, wanted
+        *operands, given, options, program, wanted
     )
     return LossOutput(*sums)
 
@@ -71,8 +71,7 @@ class _Loss(torch.autograd.Function):
         bias: Tensor | None,
         low_hidden: Tensor | None,
         low_weight: Tensor | None,
-        targets: Tensor,
-        token_weights: Tensor | None,
+        given: Given,
         options: Options,
         program: MakeProgram,
         wanted: bool,
@@ -80,12 +79,12 @@ class _Loss(torch.autograd.Function):
         operands = Operands(hidden, weight, bias, low_hidden, low_weight)
         needed = [wanted and need for need in ctx.needs_input_grad[: len(operands)]]
         # The dtype under this autocast: a second backward runs outside of it.
-        ctx.settings = options, program, needed, _compute_dtype(hidden)
+        ctx.settings = given, options, program, needed, _compute_dtype(hidden)
         ctx.dtypes = [None if operand is None else operand.dtype for operand in operands]
-        ctx.save_for_backward(*operands, targets, token_weights)
-        stats, made = _run(operands, targets, token_weights, *ctx.settings)
+        ctx.save_for_backward(*operands)
+        stats, made = _run(operands, *ctx.settings)
         ctx.grads = made
-        sums = stats.sums(targets, _as(token_weights, stats.logp.dtype), options)
+        sums = stats.sums(_wide(given, stats.logp.dtype), options)
         ctx.mark_non_differentiable(*sums[1:])
         ctx.set_materialize_grads(False)
         return sums
@@ -94,18 +93,17 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
         if grad_loss is None:
-            return (None,) * 10
+            return (None,) * 9
         # The gradients are given away, so that they may be scaled in place and become .grad; after
         # retain_graph=True they are made again.
         made, ctx.grads = ctx.grads, None
         if made is None:
-            *operands, targets, token_weights = ctx.saved_tensors
-            _, made = _run(Operands(*operands), targets, token_weights, *ctx.settings)
+            _, made = _run(Operands(*ctx.saved_tensors), *ctx.settings)
         scaled = (
             None if grad is None else _scaled(grad, grad_loss, dtype)
             for grad, dtype in zip(made, ctx.dtypes, strict=True)
         )
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
 class _TargetLogp(torch.autograd.Function):
@@ -125,7 +123,7 @@ class _TargetLogp(torch.autograd.Function):
         ctx.options, ctx.program, ctx.dtype = options, program, _compute_dtype(hidden)
         ctx.save_for_backward(*operands, targets)
         nothing = [False] * len(operands)
-        return _run(operands, targets, None, options, program, nothing, ctx.dtype)[0].logp
+        return _run(operands, Given(targets), options, program, nothing, ctx.dtype)[0].logp
 
     @staticmethod
     def backward(ctx: Any, grad_logp: Tensor) -> tuple[Tensor | None, ...]:
@@ -133,9 +131,9 @@ class _TargetLogp(torch.autograd.Function):
         _refuse_second_derivatives()
         *operands, targets = ctx.saved_tensors
         wanted = [*ctx.needs_input_grad[: len(operands)]]
-        _, grads = _run(
-            Operands(*operands), targets, -grad_logp, ctx.options, ctx.program, wanted, ctx.dtype
-        )
+        given = Given(targets, -grad_logp)
+        settings = given, ctx.options, ctx.program, wanted, ctx.dtype
+        _, grads = _run(Operands(*operands), *settings)
         cast = (
             None if grad is None else grad.to(operand.dtype)
             for grad, operand in zip(grads, operands, strict=True)
@@ -175,8 +173,13 @@ def _multiplies(dtype: torch.dtype) -> bool:
     return bool(asked())
 
 
-def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
+def _wide(given: Given, dtype: torch.dtype) -> Given:
+    """With its weights in `dtype`."""
+    weights, factors = given.token_weights, given.factors
+    return given._replace(
+        token_weights=None if weights is None else weights.to(dtype),
+        factors=None if factors is None else factors.to(dtype),
+    )
 
 
 def _chunks(rows: int, vocabulary: int, device: str) -> Iterator[slice]:
@@ -193,8 +196,7 @@ def _chunks(rows: int, vocabulary: int, device: str) -> Iterator[slice]:
 
 def _run(
     operands: Operands,
-    targets: Tensor,
-    token_weights: Tensor | None,
+    given: Given,
     options: Options,
     program: MakeProgram,
     wanted: list[bool],
@@ -202,7 +204,7 @@ def _run(
 ) -> tuple[RowStats, tuple[Tensor | None, ...]]:
     """All chunks: each row's numbers, and the gradients that are wanted, in the operands' order."""
     with torch.no_grad(), torch.autocast(operands.hidden.device.type, enabled=False):
-        return _Head(operands, targets, token_weights, options, wanted, dtype).run(program)
+        return _Head(operands, given, options, wanted, dtype).run(program)
 
 
 class _Head:
@@ -211,25 +213,24 @@ class _Head:
     def __init__(
         self,
         operands: Operands,
-        targets: Tensor,
-        token_weights: Tensor | None,
+        given: Given,
         options: Options,
         wanted: list[bool],
         dtype: torch.dtype,
     ) -> None:
-        self.options, self.targets, self.dtype = options, targets, dtype
+        self.options, self.dtype = options, dtype
         self.device = operands.hidden.device
         self.wide = torch.float64 if dtype == torch.float64 else torch.float32
         # A loss scale comes in backward, too late for what fp16 has flushed to 0 by then.
         self.narrow = torch.float32 if dtype == torch.float16 else dtype
         # On a GPU it would cost a pass over the logits in memory.
         self.centred = self.wide != dtype and self.device.type == "cpu"
-        self.token_weights = _as(token_weights, self.wide)
+        self.given = _wide(given, self.wide)
         # A banned token has the bias -inf, and 0 * -inf would be the entropy's nan.
         bias = operands.bias
         self.bias = None if bias is None else bias.to(self.wide).clamp(min=-1e30)
         self.vocabulary = len(operands.weight)
-        self.chunks = [*_chunks(len(targets), self.vocabulary, self.device.type)]
+        self.chunks = [*_chunks(len(given.targets), self.vocabulary, self.device.type)]
         want_hidden, want_weight, want_bias, *want_low = wanted
         wanted_pairs = [(want_hidden, want_weight), tuple(want_low)]
         self.pairs = [
@@ -266,15 +267,12 @@ class _Head:
     def _logits(self, rows: slice, out: Tensor) -> Rows:
         """The chunk's logits; in half precision less the target's, so that rounding is small where
         probability is."""
-        targets = self.targets[rows]
-        weights = self.token_weights
-        if weights is not None and weights.dim():
-            weights = weights[rows]
+        given = self.given.at(rows)
         centre = rest = None
         operands = [(pair.hidden[rows], pair.weight) for pair in self.pairs]
         left, right = operands[0]
         if self.centred:
-            exact = exact_target_logits(operands, targets)
+            exact = exact_target_logits(operands, given.targets)
             # float16 ends at 65504: what is large already is left where it is.
             far = exact.abs() > 1e4 if self.dtype == torch.float16 else None
             centre = (exact if far is None else exact.masked_fill(far, 0.0)).to(self.dtype)
@@ -285,7 +283,11 @@ class _Head:
             torch.mm(left, right.T, out=out)
         for left, right in operands[1:]:
             out.addmm_(left, right.T)
-        return Rows(out, targets, weights, centre, rest)
+        reference = None
+        if self.options.reference is not None:
+            places = torch.arange(rows.start, rows.stop, device=self.device)
+            reference = self.options.reference(places).to(self.wide)
+        return Rows(out, given, centre, rest, reference)
 
     def _add_gradients(self, rows: slice, slopes: Tensor, mass: Tensor | None) -> None:
         kept = None

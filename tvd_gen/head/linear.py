@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from tvd_gen.head.chunked import chunked_logp, chunked_loss
-from tvd_gen.head.logits import check_additions, check_objective
+from tvd_gen.head.logits import check_additions, check_needs, check_objective
 from tvd_gen.head.output import LossOutput
-from tvd_gen.head.problem import Operands, Options
+from tvd_gen.head.problem import Given, Operands, Options
 from tvd_gen.head.reference import reference_logp, reference_loss
-from tvd_gen.objectives import CrossEntropy, TokenObjective
+from tvd_gen.objectives import CrossEntropy, DistributionObjective, TokenObjective
 
 logger = logging.getLogger("tvd_gen")
 
 
 @dataclass(frozen=True)
 class _Backend:
-    loss: Callable[[Operands, Tensor, Tensor | None, Options], LossOutput]
+    loss: Callable[[Operands, Given, Options], LossOutput]
     logp: Callable[[Operands, Tensor, Options], Tensor]
 
 
@@ -45,7 +45,7 @@ def linear_objective_loss(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    objective: TokenObjective,
+    objective: TokenObjective | DistributionObjective,
     *,
     bias: Tensor | None = None,
     low_rank: tuple[Tensor, Tensor] | None = None,
@@ -55,6 +55,10 @@ def linear_objective_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     token_weights: Tensor | float | None = None,
+    factors: Tensor | None = None,
+    previous: Tensor | None = None,
+    reference: Callable[[Tensor], Tensor] | None = None,
+    embeddings: Tensor | None = None,
     row_budget: float = 0.0,
     backend: str = "auto",
 ) -> LossOutput:
@@ -67,7 +71,13 @@ def linear_objective_loss(
     logits = cap(scale * (hidden @ weight.T + bias)), cap(x) = softcap * tanh(x / softcap).
     low_rank = (a (N, r), b (V, r)) adds a @ b.T to hidden @ weight.T, whose sum is never formed:
     an adapter on the head passes (dropout(hidden) @ A.T * scaling, B). z_loss adds z_loss * lse^2
-    of each row (PaLM: 1e-4).
+    of each row (PaLM: 1e-4). factors (N,) multiply the objective alone, not what is added to it:
+    weights of another model, or the slopes of a sequence objective.
+
+    A DistributionObjective gets what it `needs`: previous (N, L), the targets before each in its
+    sequence, -1 where there is none; reference, a function from places (n,) among the N rows to
+    the reference model's logits (n, V); embeddings (V, E). It costs a few passes more over each
+    chunk's logits, and no (N, V) tensor either.
 
     Rows whose target is ignore_index are dropped before the first product; with ignore_index=None
     there are none, and a GPU is not waited for. Maths on logits in float32 (float64 for float64
@@ -83,19 +93,26 @@ def linear_objective_loss(
     for shapes, numbers or a backend that do not fit.
     """
     operands = _operands(hidden, weight, targets, bias, low_rank, softcap)
-    weights = _token_weights(token_weights, hidden)
+    weights = _token_weights("token_weights", token_weights, hidden)
+    given = Given(targets, weights, _token_weights("factors", factors, hidden), previous)
     check_objective(objective)
+    check_needs(objective, previous=previous, reference=reference, embeddings=embeddings)
     check_additions(label_smoothing, z_loss, row_budget)
-    if row_budget and backend == "reference":
-        raise ValueError("row_budget is for speed: the reference leaves no row out")
-    options = Options(objective, scale, softcap, label_smoothing, z_loss, row_budget)
+    if row_budget and (backend == "reference" or isinstance(objective, DistributionObjective)):
+        raise ValueError("row_budget is for token objectives on the fast head alone")
+    additions = label_smoothing, z_loss, row_budget
     program = _backend(backend, hidden).loss
-    if ignore_index is None:
-        return program(operands, targets, weights, options)
-    kept = (targets != ignore_index).nonzero().squeeze(-1)
-    if weights is not None and weights.dim():
-        weights = weights.index_select(0, kept)
-    return program(_compacted(operands, kept), targets.index_select(0, kept), weights, options)
+    if ignore_index is not None:
+        kept = (targets != ignore_index).nonzero().squeeze(-1)
+        operands, given = _compacted(operands, kept), given.at(kept)
+        if reference is not None:
+            reference = partial(_at_places, reference, kept)
+    options = Options(objective, scale, softcap, *additions, reference, embeddings)
+    return program(operands, given, options)
+
+
+def _at_places(reference: Callable[[Tensor], Tensor], kept: Tensor, rows: Tensor) -> Tensor:
+    return reference(kept[rows])
 
 
 def linear_target_logp(
@@ -182,16 +199,16 @@ def _operands(
     return Operands(hidden, weight, bias, *low_rank)
 
 
-def _token_weights(given: Tensor | float | None, hidden: Tensor) -> Tensor | None:
+def _token_weights(name: str, given: Tensor | float | None, hidden: Tensor) -> Tensor | None:
     """As a tensor (N,) or ()."""
     if given is None:
         return None
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     weights = torch.as_tensor(given, dtype=dtype, device=hidden.device)
     if weights.requires_grad:
-        raise ValueError("token_weights are not differentiable: detach them")
+        raise ValueError(f"{name} are not differentiable: detach them")
     if weights.dim():
-        _check_size("token_weights", weights, len(hidden))
+        _check_size(name, weights, len(hidden))
     return weights
 
 

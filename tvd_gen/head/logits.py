@@ -6,7 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tvd_gen.objectives import TaiLr, TokenObjective
+from tvd_gen.objectives import (
+    DistributionObjective,
+    Predictions,
+    SequenceObjective,
+    TaiLr,
+    TokenObjective,
+)
 
 Reduction = Literal["none", "sum", "mean"]
 
@@ -28,21 +34,34 @@ def check_additions(label_smoothing: float, z_loss: float = 0.0, row_budget: flo
 
 def check_objective(objective: object) -> None:
     """Raise TypeError where a name or a class was given in place of a value."""
-    if not isinstance(objective, TokenObjective):
+    if isinstance(objective, SequenceObjective):
         raise TypeError(
-            f"objective must be a TokenObjective such as TaiLr(gamma=0.1), got {objective!r}"
+            f"{objective!r} needs whole sequences: give its loss the log p of linear_target_logp"
         )
+    if not isinstance(objective, (TokenObjective, DistributionObjective)):
+        raise TypeError(f"objective must be one such as TaiLr(gamma=0.1), got {objective!r}")
+
+
+def check_needs(objective: TokenObjective | DistributionObjective, **given: object) -> None:
+    """Raise ValueError where an objective lacks what it asks for."""
+    lacking = ", ".join(name for name in sorted(objective.needs) if given.get(name) is None)
+    if lacking:
+        raise ValueError(f"{objective!r} needs {lacking}")
 
 
 def objective_loss(
     logits: Tensor,
     targets: Tensor,
-    objective: TokenObjective,
+    objective: TokenObjective | DistributionObjective,
     *,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     token_weights: Tensor | None = None,
+    factors: Tensor | None = None,
+    previous: Tensor | None = None,
+    reference: Tensor | None = None,
+    embeddings: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The objective of each target, for any classification problem.
@@ -52,10 +71,12 @@ def objective_loss(
 
     logits (..., V), targets (...) of class numbers, token_weights (...); eps = label_smoothing,
     whose term is not weighted by the objective (as in the published code); lse is the log-sum-exp
-    of a row's logits. Returns nats: (...) with
-    0 at ignored targets for "none", else the sum, or the sum over the number of kept targets (0
-    where none is kept). Maths in float32, float64 for float64 logits. Raises ValueError for shapes
-    that do not fit.
+    of a row's logits; factors (...) multiply the objective alone. A DistributionObjective gets what
+    it `needs`: previous (..., L), reference logits (..., V), embeddings (V, E).
+
+    Returns nats: (...) with 0 at ignored targets for "none", else the sum, or the sum over the
+    number of kept targets (0 where none is kept). Maths in float32, float64 for float64
+    logits. Raises ValueError for shapes that do not fit.
 
         >>> from tvd_gen import CrossEntropy
         >>> objective_loss(torch.zeros(2, 4), torch.tensor([1, -100]), CrossEntropy())
@@ -66,16 +87,26 @@ def objective_loss(
             f"logits {tuple(logits.shape)} need targets {tuple(logits.shape[:-1])}, "
             f"got {tuple(targets.shape)}"
         )
-    if token_weights is not None and token_weights.shape != targets.shape:
-        raise ValueError(
-            f"token_weights must have targets' shape {tuple(targets.shape)}, "
-            f"got {tuple(token_weights.shape)}"
-        )
+    for name, each in (("token_weights", token_weights), ("factors", factors)):
+        if each is not None and each.shape != targets.shape:
+            raise ValueError(
+                f"{name} must have targets' shape {tuple(targets.shape)}, got {tuple(each.shape)}"
+            )
     check_objective(objective)
+    check_needs(objective, previous=previous, reference=reference, embeddings=embeddings)
     check_additions(label_smoothing, z_loss)
     kept = targets != ignore_index
     rows = in_float32(logits[kept])
-    losses = _row_losses(rows, targets[kept], objective, label_smoothing)
+    before, anchor = (each if each is None else each[kept] for each in (previous, reference))
+    # A banned token's -inf times a probability of 0 would be nan.
+    finite = rows.clamp(min=-1e30) if isinstance(objective, DistributionObjective) else rows
+    predictions = Predictions(finite, targets[kept], before, anchor, embeddings)
+    losses = prediction_losses(predictions, objective)
+    if factors is not None:
+        losses = losses * factors[kept]
+    if label_smoothing:
+        uniform = rows.logsumexp(-1) - rows.mean(-1)  # mean over v of -log p_v
+        losses = (1.0 - label_smoothing) * losses + label_smoothing * uniform
     if z_loss:
         losses = losses + z_loss * rows.logsumexp(-1) ** 2
     if token_weights is not None:
@@ -98,14 +129,13 @@ def target_logp(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
-def _row_losses(
-    logits: Tensor, targets: Tensor, objective: TokenObjective, label_smoothing: float
+def prediction_losses(
+    predictions: Predictions, objective: TokenObjective | DistributionObjective
 ) -> Tensor:
-    losses = objective.loss(target_logp(logits, targets))
-    if label_smoothing:
-        uniform = logits.logsumexp(-1) - logits.mean(-1)  # mean over v of -log p_v
-        losses = (1.0 - label_smoothing) * losses + label_smoothing * uniform
-    return losses
+    """(n,) losses of either level."""
+    if isinstance(objective, TokenObjective):
+        return objective.loss(target_logp(predictions.logits, predictions.targets))
+    return objective.loss(predictions)
 
 
 class GammaCrossEntropyLoss(nn.Module):

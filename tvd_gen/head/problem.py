@@ -1,11 +1,12 @@
-"""What a head is asked: the operands of its products and the numbers of its loss."""
+"""What a head is asked: the operands of its products, what is given of each row, the numbers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tvd_gen.objectives import TokenObjective
+from tvd_gen.objectives import DistributionObjective, TokenObjective
 
 
 class Operands(NamedTuple):
@@ -31,15 +32,33 @@ class Operands(NamedTuple):
         return pairs
 
 
+class Given(NamedTuple):
+    """What is given of each row, not differentiable."""
+
+    targets: Tensor
+    """(N,)"""
+    token_weights: Tensor | None = None
+    """(N,), or () for one weight of all"""
+    factors: Tensor | None = None
+    """(N,) multiplies the objective alone, not what is added to it"""
+    previous: Tensor | None = None
+    """(N, L) the targets before each in its sequence, -1 where there is none"""
+
+    def at(self, rows: Tensor | slice) -> "Given":
+        """Of some rows."""
+        parts: list[Any] = [part if part is None or not part.dim() else part[rows] for part in self]
+        return Given(*parts)
+
+
 @dataclass(frozen=True)
 class Options:
     """The numbers of a head's loss; none of them is differentiable.
 
-    loss_i = token_weight_i ((1 - eps) objective(log p_i) + eps mean over v of -log p_iv
+    loss_i = token_weight_i ((1 - eps) factor_i objective(log p_i) + eps mean over v of -log p_iv
                              + z lse_i^2)
     """
 
-    objective: TokenObjective
+    objective: TokenObjective | DistributionObjective
     scale: float = 1.0
     softcap: float | None = None
     label_smoothing: float = 0.0
@@ -48,3 +67,7 @@ class Options:
     """z, the weight of the squared log-sum-exp of the row's logits"""
     row_budget: float = 0.0
     """the share of the gradient's L1 norm on the logits that may be left out, row by row"""
+    reference: Callable[[Tensor], Tensor] | None = None
+    """rows (n,) -> the reference model's logits there (n, V)"""
+    embeddings: Tensor | None = None
+    """(V, E) the reference model's input embeddings"""

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from tvd_gen.head.logits import in_float32, objective_loss, target_logp
 from tvd_gen.head.output import LossOutput
-from tvd_gen.head.problem import Operands, Options
-from tvd_gen.objectives import TokenObjective
+from tvd_gen.head.problem import Given, Operands, Options
+from tvd_gen.objectives import Predictions, TokenObjective
 
 
 def capped(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
@@ -16,36 +16,44 @@ def capped(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     return scaled if softcap is None else softcap * torch.tanh(scaled / softcap)
 
 
-def logits_loss(
-    logits: Tensor,
-    targets: Tensor,
-    objective: TokenObjective,
-    *,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    token_weights: Tensor | None = None,
-) -> LossOutput:
-    """(N, V) logits and (N,) targets, none ignored -> the sums; token_weights (N,) or ()."""
+def logits_loss(logits: Tensor, given: Given, options: Options) -> LossOutput:
+    """(N, V) final logits of rows none of which is ignored -> the sums."""
+    objective, targets, weights = options.objective, given.targets, given.token_weights
+    reference = None
+    if options.reference is not None:
+        places = torch.arange(len(targets), device=logits.device)
+        reference = in_float32(options.reference(places))
     loss = objective_loss(
         logits,
         targets,
         objective,
         ignore_index=-1,  # no class number: the caller has dropped the ignored rows
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        token_weights=None if token_weights is None else token_weights.expand(len(targets)),
+        label_smoothing=options.label_smoothing,
+        z_loss=options.z_loss,
+        token_weights=None if weights is None else weights.expand(len(targets)),
+        factors=given.factors,
+        previous=given.previous,
+        reference=reference,
+        embeddings=options.embeddings,
         reduction="sum",
     )
     with torch.no_grad():
         wide = in_float32(logits)
         logp = target_logp(wide, targets)
+        if isinstance(objective, TokenObjective):
+            weight, floored = objective.weight(logp), objective.floored(logp).to(logp.dtype)
+        else:
+            seen = Predictions(wide, targets, given.previous, reference, options.embeddings)
+            weight, floored = objective.weight(seen), torch.zeros_like(logp)
+        if given.factors is not None:
+            weight = weight * given.factors
         return LossOutput(
             loss=loss,
             nll=-logp.sum(),
             tokens=logp.new_full((), len(logp)),
             correct=(logits.argmax(-1) == targets).to(logp.dtype).sum(),
-            weight=objective.weight(logp).sum(),
-            floored=objective.floored(logp).to(logp.dtype).sum(),
+            weight=weight.sum(),
+            floored=floored.sum(),
             entropy=torch.special.entr(wide.softmax(-1)).sum(),
         )
 
@@ -58,18 +66,9 @@ def _final_logits(operands: Operands, options: Options) -> Tensor:
     return capped(in_float32(logits), options.scale, options.softcap)
 
 
-def reference_loss(
-    operands: Operands, targets: Tensor, token_weights: Tensor | None, options: Options
-) -> LossOutput:
+def reference_loss(operands: Operands, given: Given, options: Options) -> LossOutput:
     """The dense head on rows none of which is ignored; it leaves no row out of the gradient."""
-    return logits_loss(
-        _final_logits(operands, options),
-        targets,
-        options.objective,
-        label_smoothing=options.label_smoothing,
-        z_loss=options.z_loss,
-        token_weights=token_weights,
-    )
+    return logits_loss(_final_logits(operands, options), given, options)
 
 
 def reference_logp(operands: Operands, targets: Tensor, options: Options) -> Tensor:

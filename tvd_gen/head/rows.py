@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tvd_gen.head.logits import in_float32
-from tvd_gen.head.problem import Options
+from tvd_gen.head.problem import Given, Options
+from tvd_gen.objectives import TokenObjective
 
 # Two scratch tiles of float32 that stay in a core's cache while one pass after another reads them.
 TILE_BYTES = 2**22
@@ -22,23 +23,20 @@ class Rows(NamedTuple):
 
     logits: Tensor
     """(n, V), less `centre` where there is one; bias, scale and cap are still to come"""
-    targets: Tensor
-    """(n,)"""
-    token_weights: Tensor | None = None
-    """(n,), or () for one weight of all"""
+    given: Given
     centre: Tensor | None = None
     """(n,) what the products took off each row's logits before they were rounded"""
     rest: Tensor | None = None
     """(n,) the target's own logit less the centre, without that rounding"""
+    reference: Tensor | None = None
+    """(n, V) logits of the reference model"""
 
     def tiles(self, size: int) -> Iterator["Rows"]:
         """So many rows at a time."""
-        count = -(-len(self.targets) // size)
-        parts = (
-            [part] * count if part is None or not part.dim() else torch.split(part, size)
-            for part in self
-        )
-        return map(Rows, *parts)
+        for start in range(0, len(self.logits), size):
+            part = slice(start, start + size)
+            more = (None if each is None else each[part] for each in self[2:])
+            yield Rows(self.logits[part], self.given.at(part), *more)
 
 
 class RowStats(NamedTuple):
@@ -56,6 +54,10 @@ class RowStats(NamedTuple):
     """mean of the logits, for label smoothing"""
     mass: Tensor | None = None
     """L1 norm of the gradient on the row's logits, for a row budget"""
+    loss: Tensor | None = None
+    """of an objective that needs more than log p of the target"""
+    weight: Tensor | None = None
+    """likewise"""
 
     @staticmethod
     def cat(parts: Sequence["RowStats"]) -> "RowStats":
@@ -64,33 +66,42 @@ class RowStats(NamedTuple):
         whole: list[Any] = [None if c[0] is None else torch.cat(c) for c in columns]
         return RowStats(*whole)
 
-    def sums(
-        self, targets: Tensor, token_weights: Tensor | None, options: Options
-    ) -> tuple[Tensor, ...]:
+    def sums(self, given: Given, options: Options) -> tuple[Tensor, ...]:
         """The fields of LossOutput, in its order."""
         eps, objective, logp = options.label_smoothing, options.objective, self.logp
-        losses = (1.0 - eps) * objective.loss(logp)
+        if isinstance(objective, TokenObjective):
+            losses, weights = objective.loss(logp), objective.weight(logp)
+            floored = objective.floored(logp)
+        else:
+            assert self.loss is not None
+            assert self.weight is not None
+            losses, weights, floored = self.loss, self.weight, torch.zeros_like(logp)
+        if given.factors is not None:
+            losses, weights = losses * given.factors, weights * given.factors
+        losses = (1.0 - eps) * losses
         if self.mean is not None:
-            losses += eps * (self.lse - self.mean)
+            losses = losses + eps * (self.lse - self.mean)
         if options.z_loss:
-            losses += options.z_loss * self.lse**2
-        if token_weights is not None:
-            losses = losses * token_weights
-        correct, tokens = self.top == targets, torch.ones_like(logp)
-        weights, floored = objective.weight(logp), objective.floored(logp)
+            losses = losses + options.z_loss * self.lse**2
+        if given.token_weights is not None:
+            losses = losses * given.token_weights
+        correct, tokens = self.top == given.targets, torch.ones_like(logp)
         each = (losses, -logp, tokens, correct, weights, floored, self.entropy)
         return tuple(values.sum(dtype=logp.dtype) for values in each)
 
 
 def coefficients(
-    logp: Tensor, lse: Tensor, token_weights: Tensor | None, options: Options, vocabulary: int
+    logp: Tensor, lse: Tensor, given: Given, options: Options, vocabulary: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(push, pull, even) of each row, for the gradient on hidden @ weight.T + bias before a cap."""
+    assert isinstance(options.objective, TokenObjective)
     eps, z = options.label_smoothing, options.z_loss
     token = logp.new_full((), options.scale)
-    if token_weights is not None:
-        token = token * token_weights
+    if given.token_weights is not None:
+        token = token * given.token_weights
     pull = options.objective.weight(logp) * token
+    if given.factors is not None:
+        pull = pull * given.factors
     if not (eps or z):
         return pull, pull, None
     pull = (1.0 - eps) * pull
@@ -130,7 +141,7 @@ class TileProgram:
         return RowStats.cat([self._tile(*pair) for pair in zip(tiles, parts, strict=True)])
 
     def _tile(self, rows: Rows, slopes: Tensor | None) -> RowStats:
-        targets, options = rows.targets.unsqueeze(-1), self.options
+        targets, options = rows.given.targets.unsqueeze(-1), self.options
         x, shift = self._finished(rows, targets)
         best, top = row_max(x)
         best = best.unsqueeze(-1)
@@ -147,7 +158,7 @@ class TileProgram:
         entropy = lse - x.mul_(exp).sum(-1) / total.squeeze(-1)
         mass = None
         if slopes is not None:
-            numbers = coefficients(logp, own, rows.token_weights, options, x.shape[-1])
+            numbers = coefficients(logp, own, rows.given, options, x.shape[-1])
             mass = self._slopes(exp, total, bend, numbers, targets, logp, slopes)
         return RowStats(logp, own, entropy, top, mean, mass)
 

@@ -273,8 +273,9 @@ class TritonProgram:
     def _stats(self, rows: Rows) -> tuple[RowStats, Tensor, Tensor]:
         """All but the mass, with the max of the logits and the sum of exp(x - max)."""
         smooth = self.options.label_smoothing > 0
-        numbers = rows.logits.new_empty(6, len(rows.targets), dtype=self.dtype)
-        top = torch.empty_like(rows.targets, dtype=torch.int64)
+        targets = rows.given.targets
+        numbers = rows.logits.new_empty(6, len(targets), dtype=self.dtype)
+        top = torch.empty_like(targets, dtype=torch.int64)
         _stats_kernel[(len(top),)](
             *self._operands(rows), top, numbers, len(top), MEAN=smooth, **self.fixed
         )
@@ -286,9 +287,7 @@ class TritonProgram:
     ) -> Tensor | None:
         """Write the slopes; the L1 norm of each row of them for a row budget."""
         logp, options = stats.logp, self.options
-        push, pull, even = coefficients(
-            logp, stats.lse, rows.token_weights, options, slopes.shape[-1]
-        )
+        push, pull, even = coefficients(logp, stats.lse, rows.given, options, slopes.shape[-1])
         mass = torch.empty_like(logp) if options.row_budget and not is_plain(options) else None
         _slope_kernel[(len(logp),)](
             *self._operands(rows),
@@ -304,5 +303,5 @@ class TritonProgram:
         return plain_mass(pull, logp) if options.row_budget and mass is None else mass
 
     def _operands(self, rows: Rows) -> tuple[Tensor | int | None, ...]:
-        logits, targets = rows.logits, rows.targets.contiguous()
+        logits, targets = rows.logits, rows.given.targets.contiguous()
         return logits, logits.stride(0), targets, self.bias, rows.centre, rows.rest

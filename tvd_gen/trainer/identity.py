@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow
@@ -96,16 +96,24 @@ def of_model(model: nn.Module) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def _sample(model: nn.Module) -> str | None:
-    """SHA-256 of each frozen parameter's first numbers: an adapter's checkpoint has no base."""
-    total, found = hashlib.sha256(), False
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            found = True
-            numbers = parameter.flatten()[:16].float().tolist()
-            total.update(repr((name, tuple(parameter.shape), numbers)).encode())
-    return total.hexdigest() if found else None
+    """Of what is not trained: an adapter's checkpoint has no base."""
+    frozen = [each for each in model.named_parameters() if not each[1].requires_grad]
+    return _hash_of(frozen) if frozen else None
+
+
+def of_weights(model: nn.Module) -> str:
+    """SHA-256 of each parameter's first numbers."""
+    return _hash_of(model.named_parameters())
+
+
+@torch.no_grad()
+def _hash_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
+    total = hashlib.sha256()
+    for name, parameter in parameters:
+        numbers = parameter.flatten()[:16].float().tolist()
+        total.update(repr((name, tuple(parameter.shape), numbers)).encode())
+    return total.hexdigest()
 
 
 def plain(value: Any) -> Any:

@@ -1,9 +1,9 @@
 """The head of a transformers model: what it is, a check of that, and how it is intercepted."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tvd_gen.head import LossOutput, capped, linear_objective_loss, logits_loss
-from tvd_gen.objectives import TokenObjective
+from tvd_gen.head import (
+    Given,
+    LossOutput,
+    Options,
+    capped,
+    linear_objective_loss,
+    linear_target_logp,
+    logits_loss,
+    target_logp,
+)
+from tvd_gen.objectives import (
+    CrossEntropy,
+    DistributionObjective,
+    Objective,
+    SequenceObjective,
+    Sequences,
+    State,
+    TokenObjective,
+)
 
 IGNORE = -100
 SLOW = "the loss is taken from the model's own logits (slower, more memory, no row budget)"
@@ -98,30 +115,41 @@ class OutputHead:
         return torch.cat(downs, -1), torch.cat(ups, -1)
 
     def loss(
-        self,
-        hidden: Tensor,
-        targets: Tensor,
-        objective: TokenObjective,
-        token_weight: Tensor,
-        settings: LossSettings,
+        self, hidden: Tensor, given: Given, options: Options, backend: str = "auto"
     ) -> LossOutput:
-        """(N, D) hidden states and (N,) targets, none ignored -> the sums of the objective."""
+        """(N, D) hidden states of rows none of which is ignored -> the sums of the objective."""
         return linear_objective_loss(
             hidden,
             self.linear.weight,
-            targets,
-            objective,
-            bias=self.bias,
-            low_rank=self.low_rank(hidden),
-            scale=self.scale,
-            softcap=self.softcap,
-            ignore_index=None,
-            label_smoothing=settings.label_smoothing,
-            z_loss=settings.z_loss,
-            token_weights=token_weight,
-            row_budget=settings.row_budget,
-            backend=settings.backend,
+            given.targets,
+            options.objective,
+            **self._described(hidden),
+            label_smoothing=options.label_smoothing,
+            z_loss=options.z_loss,
+            token_weights=given.token_weights,
+            factors=given.factors,
+            previous=given.previous,
+            reference=options.reference,
+            embeddings=options.embeddings,
+            row_budget=options.row_budget,
+            backend=backend,
         )
+
+    def target_logp(self, hidden: Tensor, targets: Tensor, backend: str = "auto") -> Tensor:
+        """(N, D) hidden states and (N,) targets, none ignored -> (N,)"""
+        weight = self.linear.weight
+        return linear_target_logp(
+            hidden, weight, targets, **self._described(hidden), backend=backend
+        )
+
+    def _described(self, hidden: Tensor) -> dict[str, Any]:
+        return {
+            "bias": self.bias,
+            "low_rank": self.low_rank(hidden),
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "ignore_index": None,
+        }
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V), as this description says."""
@@ -234,11 +262,19 @@ class LossRequest:
 
     targets: Tensor
     """(B, T) aligned with the last T positions of the hidden states"""
-    objective: TokenObjective
+    objective: Objective
     token_weight: Tensor
     """() what the loss of each token is multiplied by"""
+    state: State = field(default_factory=dict)
+    """of a sequence objective"""
+    old: "Look | None" = None
+    """the model that the objective's weights come from, where it is not the trained one"""
+    reference: "Look | None" = None
+    embeddings: Tensor | None = None
     keep_logits: bool = False
     output: LossOutput | None = None
+    means: Tensor | None = None
+    """(B,) mean -log p of each sequence, of a sequence objective"""
     kept: Tensor = field(init=False)
     """(N,) places in the flat targets that are not ignored; N is needed by the host, and found out
     here, before the body keeps a GPU busy"""
@@ -254,6 +290,96 @@ class LossRequest:
     def kept_targets(self) -> Tensor:
         """(N,)"""
         return self.targets.reshape(-1).index_select(0, self.kept)
+
+    def previous(self) -> Tensor:
+        """(N, T) the targets before each in its sequence, -1 where there is none."""
+        length = self.targets.shape[1]
+        rows, places = self.kept // length, self.kept % length
+        before = torch.arange(length, device=places.device) < places.unsqueeze(-1)
+        targets = self.targets.index_select(0, rows)
+        return torch.where(before & (targets != IGNORE), targets, -1)
+
+    def grid(self, values: Tensor) -> Tensor:
+        """(N,) -> (B, T), 0 where there is no target."""
+        flat = values.new_zeros(self.targets.numel())
+        return flat.index_copy(0, self.kept, values).view_as(self.targets)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model says of a batch: what its head reads, and the head; or its own logits."""
+
+    states: Tensor
+    """(B, T or more, D), or (B, T or more, V) without a head"""
+    head: OutputHead | None
+
+    @torch.no_grad()
+    def logp(self, request: LossRequest, backend: str) -> Tensor:
+        """(N,) log p of the kept targets."""
+        rows, targets = request.rows(self.states), request.kept_targets()
+        if self.head is None:
+            return target_logp(rows.float(), targets)
+        return self.head.target_logp(rows, targets, backend)
+
+    def logits(self, request: LossRequest) -> Callable[[Tensor], Tensor]:
+        """Of the kept rows: places (n,) -> (n, V)."""
+        rows, head = request.rows(self.states), self.head
+        if head is None:
+            return lambda places: rows[places]
+        return lambda places: head.logits(rows[places])
+
+    def loss(self, request: LossRequest, settings: LossSettings) -> LossOutput:
+        """The objective's sums, where this is what the trained model says."""
+        objective, value = request.objective, None
+        given = Given(request.kept_targets(), request.token_weight)
+        if isinstance(objective, SequenceObjective):
+            factors, value = self._slopes(objective, request, settings.backend)
+            given, objective = given._replace(factors=factors), CrossEntropy()
+        elif request.old is not None:
+            assert isinstance(objective, TokenObjective)
+            factors = objective.weight(request.old.logp(request, settings.backend))
+            given, objective = given._replace(factors=factors), CrossEntropy()
+        if "previous" in objective.needs:
+            given = given._replace(previous=request.previous())
+        reference = request.reference.logits(request) if request.reference else None
+        assert isinstance(objective, (TokenObjective, DistributionObjective))
+        options = Options(
+            objective,
+            label_smoothing=settings.label_smoothing,
+            z_loss=settings.z_loss,
+            row_budget=settings.row_budget,
+            reference=reference if "reference" in objective.needs else None,
+            embeddings=request.embeddings,
+        )
+        rows = request.rows(self.states)
+        if self.head is None:
+            output = logits_loss(rows, given, options)
+        else:
+            output = self.head.loss(rows, given, options, settings.backend)
+        if value is None:
+            return output
+        # The gradient is right; the value is that of factor * -log p, which may be another.
+        share = (1.0 - settings.label_smoothing) * request.token_weight
+        return replace(output, loss=output.loss + (share * value).detach())
+
+    def _slopes(
+        self, objective: SequenceObjective, request: LossRequest, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        """(N,) what multiplies the gradient of -log p, and () the loss less what that gives."""
+        logp = request.grid(self.logp(request, backend))
+        old, reference = (
+            None if look is None else request.grid(look.logp(request, backend))
+            for look in (request.old, request.reference)
+        )
+        with torch.enable_grad():
+            leaf = logp.clone().requires_grad_()
+            sequences = Sequences(leaf, request.targets != IGNORE, old, reference)
+            losses = objective.loss(sequences, request.state)
+            (slopes,) = torch.autograd.grad(losses.sum(), leaf)
+        some = sequences.kept.any(-1)
+        request.means = sequences.means().detach()[some]
+        surplus = (losses.detach() - slopes * logp).sum()
+        return -slopes.reshape(-1).index_select(0, request.kept), surplus
 
 
 @dataclass
@@ -298,13 +424,7 @@ class Interceptor:
         if self.request is None or self.head is None or not self.head.holds():
             return None
         hidden, request = args[0], self.request
-        request.output = self.head.loss(
-            request.rows(hidden),
-            request.kept_targets(),
-            request.objective,
-            request.token_weight,
-            self.settings,
-        )
+        request.output = Look(hidden, self.head).loss(request, self.settings)
         return None if request.keep_logits else (hidden[:, :0], *args[1:])
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
@@ -315,35 +435,32 @@ class Interceptor:
             if self.head is not None and not self.warned:
                 logger.warning("%s: the head is another one now", SLOW)
                 self.warned = True
-            self.request.output = self._from_logits(outputs, self.request)
+            logits = outputs[0] if isinstance(outputs, tuple) else outputs.logits
+            self.request.output = Look(logits, None).loss(self.request, self.settings)
         loss = self.request.output.loss
         if isinstance(outputs, tuple):
             return (loss, *outputs)
         outputs["loss"] = loss
         return outputs
 
-    def _from_logits(self, outputs: Any, request: LossRequest) -> LossOutput:
-        logits = outputs[0] if isinstance(outputs, tuple) else outputs.logits
-        return logits_loss(
-            request.rows(logits),
-            request.kept_targets(),
-            request.objective,
-            label_smoothing=self.settings.label_smoothing,
-            z_loss=self.settings.z_loss,
-            token_weights=request.token_weight,
-        )
-
 
 def intercept(
     model: nn.Module, core: nn.Module, inputs: Mapping[str, Any], settings: LossSettings
 ) -> Interceptor:
-    """An interceptor on `model`, whose language model is `core`, checked on the rows of `inputs`.
+    """An interceptor on `model`, whose language model is `core`, checked on its rows."""
+    return Interceptor(model, describe(model, core, inputs, settings.backend), settings)
 
-    A head that cannot be described or differs from its description runs through its own logits, and
-    the log says why.
+
+def describe(
+    model: nn.Module, core: nn.Module, inputs: Mapping[str, Any], backend: str
+) -> OutputHead | None:
+    """The head of `model`, whose language model is `core`, checked on the rows of `inputs`.
+
+    None where it cannot be described or differs from its description, and the log says why: the
+    loss is taken from the model's own logits.
     """
-    if settings.backend == "logits":
-        return Interceptor(model, None, settings)
+    if backend == "logits":
+        return None
     try:
         head = describe_head(core)
         check_head(model, head, inputs)
@@ -357,8 +474,8 @@ def intercept(
         AttributeError,
     ) as reason:
         logger.warning("%s: %s", SLOW, reason)
-        return Interceptor(model, None, settings)
-    return Interceptor(model, head, settings)
+        return None
+    return head
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ class RanksMixin(_Base):
         value: T = found[0]
         return value
 
-    def _from_all(self, mine: str) -> list[str]:
+    def _from_all(self, mine: T) -> list[T]:
         """What each process says."""
-        texts: list[str] = gather_object([mine]) if self.args.world_size > 1 else [mine]
-        return texts
+        said: list[T] = gather_object([mine]) if self.args.world_size > 1 else [mine]
+        return said

@@ -18,14 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-
-def _check(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    above = value > low if open_low else value >= low
-    if not (above and value <= high):
-        interval = (
-            f"{'(' if open_low else '['}{low:g}, {'inf)' if math.isinf(high) else f'{high:g}]'}"
-        )
-        raise ValueError(f"{name} must lie in {interval}, got {value}")
+from tvd_gen.objectives.base import Objective, check, check_whole
 
 
 def _one_minus_p(logp: Tensor) -> Tensor:
@@ -34,7 +27,7 @@ def _one_minus_p(logp: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TokenObjective(ABC):
+class TokenObjective(Objective, ABC):
     """A loss that is a function of the target's log-probability alone.
 
     A subclass is a frozen dataclass of numbers and gives `loss`; `weight` follows from it by
@@ -42,7 +35,7 @@ class TokenObjective(ABC):
     weight is never negative.
     """
 
-    name: ClassVar[str] = ""
+    may_weigh_by: ClassVar[bool] = True
 
     @abstractmethod
     def loss(self, logp: Tensor) -> Tensor:
@@ -101,8 +94,8 @@ class TaiLr(TokenObjective):
     name: ClassVar[str] = "tailr"
 
     def __post_init__(self) -> None:
-        _check("gamma", self.gamma, 0.0, 1.0)
-        _check("min_weight", self.min_weight, 0.0, 1.0)
+        check("gamma", self.gamma, 0.0, 1.0)
+        check("min_weight", self.min_weight, 0.0, 1.0)
 
     def loss(self, logp: Tensor) -> Tensor:
         if self._knee == -math.inf:
@@ -185,7 +178,7 @@ class GCE(TokenObjective):
     name: ClassVar[str] = "gce"
 
     def __post_init__(self) -> None:
-        _check("q", self.q, 0.0, 1.0, open_low=True)
+        check("q", self.q, 0.0, 1.0, open_low=True)
 
     def loss(self, logp: Tensor) -> Tensor:
         return -torch.expm1(self.q * logp) / self.q
@@ -208,7 +201,7 @@ class Focal(TokenObjective):
     name: ClassVar[str] = "focal"
 
     def __post_init__(self) -> None:
-        _check("focusing", self.focusing, 0.0, math.inf)
+        check("focusing", self.focusing, 0.0, math.inf)
 
     def loss(self, logp: Tensor) -> Tensor:
         return -(self._miss(logp) ** self.focusing) * logp
@@ -238,7 +231,7 @@ class MixCE(TokenObjective):
     name: ClassVar[str] = "mixce"
 
     def __post_init__(self) -> None:
-        _check("eta", self.eta, 0.0, 1.0)
+        check("eta", self.eta, 0.0, 1.0)
 
     def loss(self, logp: Tensor) -> Tensor:
         return -self.eta * logp + (1.0 - self.eta) * _one_minus_p(logp)
@@ -262,7 +255,7 @@ class Poly1(TokenObjective):
     name: ClassVar[str] = "poly1"
 
     def __post_init__(self) -> None:
-        _check("epsilon", self.epsilon, -1.0, math.inf)
+        check("epsilon", self.epsilon, -1.0, math.inf)
 
     def loss(self, logp: Tensor) -> Tensor:
         return -logp + self.epsilon * _one_minus_p(logp)
@@ -285,8 +278,7 @@ class TaylorCE(TokenObjective):
     name: ClassVar[str] = "taylor_ce"
 
     def __post_init__(self) -> None:
-        if self.order < 1 or self.order != int(self.order):
-            raise ValueError(f"order must be a whole number of at least 1, got {self.order}")
+        check_whole("order", self.order, 1)
 
     def loss(self, logp: Tensor) -> Tensor:
         miss = _one_minus_p(logp)
@@ -319,8 +311,8 @@ class Threshold(TokenObjective):
     name: ClassVar[str] = "threshold"
 
     def __post_init__(self) -> None:
-        _check("min_p", self.min_p, 0.0, 1.0)
-        _check("max_p", self.max_p, 0.0, 1.0)
+        check("min_p", self.min_p, 0.0, 1.0)
+        check("max_p", self.max_p, 0.0, 1.0)
         if self.min_p >= self.max_p:
             raise ValueError(f"min_p must be below max_p, got {self.min_p} and {self.max_p}")
 
@@ -334,9 +326,3 @@ class Threshold(TokenObjective):
     @property
     def _band(self) -> tuple[float, float]:
         return (math.log(self.min_p) if self.min_p > 0 else -math.inf), math.log(self.max_p)
-
-
-OBJECTIVES: dict[str, type[TokenObjective]] = {
-    cls.name: cls
-    for cls in (CrossEntropy, TaiLr, DFT, GCE, Focal, MixCE, Poly1, TaylorCE, Threshold)
-}

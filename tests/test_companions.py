@@ -1,0 +1,253 @@
+"""Objectives of every level in the trainers, and the models that they look at beside."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import collate, rows, tiny_model
+from test_trainer import assert_same_step, own_logits, trained, trainer_for
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+
+from tvd_gen import ObjectiveTrainer, TaiLr, objective_loss
+from tvd_gen.objectives import (
+    ASFT,
+    EAFT,
+    GEM,
+    GOLD,
+    ConfidencePenalty,
+    D2GPo,
+    LossTruncation,
+    Sequences,
+    Unlikelihood,
+)
+from tvd_gen.trainer.output_head import IGNORE
+
+SPLIT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+LEVELS = [
+    *(LossTruncation(0.4, 0, 8), GOLD(), ConfidencePenalty(), Unlikelihood(), D2GPo()),
+    *(GEM(), EAFT(), ASFT()),
+]
+OPTIONS = {
+    "eval": {"weights_from": "eval"},
+    "ema": {"weights_from": "ema", "weights_decay": 0.5},
+    "lagged": {"weights_from": "lagged", "weights_every": 2},
+    "normalized": {"normalize_weights": True},
+}
+
+
+def three_steps(model, folder, trainer, **changes):
+    """(last loss, last gradient norm, weights) after three steps."""
+    made = trainer_for(model, folder, trainer=trainer, max_steps=3, **changes)
+    made.train()
+    last = [row for row in made.state.log_history if "loss" in row][-1]
+    return last["loss"], last["grad_norm"], made.model.state_dict()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+@pytest.mark.parametrize("objective", LEVELS, ids=repr)
+def test_accumulation_and_padding_change_nothing(objective, family, tmp_path):
+    """A quantile of half a batch, or a neighbour taken for context, would."""
+    model, trainer = tiny_model(family), {"objective": objective}
+    once = three_steps(model, tmp_path, trainer)
+    assert_same_step(once, three_steps(model, tmp_path, trainer, **SPLIT))
+    assert_same_step(once, three_steps(model, tmp_path, trainer, extra=5))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_accumulation_changes_no_weights_of_other_models(options, tmp_path):
+    model = tiny_model("gpt2")
+    once = three_steps(model, tmp_path, options)
+    assert_same_step(once, three_steps(model, tmp_path, options, **SPLIT))
+    plain = three_steps(model, tmp_path, {})
+    same = all(torch.equal(once[2][name], plain[2][name]) for name in plain[2])
+    assert same == (options == OPTIONS["eval"])  # a model without dropout is its own
+
+
+def batch_of(model):
+    return collate(rows(model.config.is_encoder_decoder))
+
+
+def dense_gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def ours(trainer, batch):
+    loss = trainer.compute_loss(trainer.model, batch)
+    return loss, dense_gradients(trainer.model, loss)
+
+
+def other_model(family):
+    return tiny_model(family, seed=5)
+
+
+def previous_of(targets):
+    """By loops."""
+    length = targets.shape[1]
+    out = torch.full((*targets.shape, length), -1)
+    for i, row in enumerate(targets.tolist()):
+        for t in range(length):
+            seen = [token for token in row[:t] if token != IGNORE]
+            out[i, t, : len(seen)] = torch.tensor(seen, dtype=torch.long)
+    return out
+
+
+@pytest.mark.parametrize("backend", ["auto", "logits"])
+@pytest.mark.parametrize("family", ["gpt2", "bart", "gemma2"])
+@pytest.mark.parametrize("objective", [Unlikelihood(), D2GPo(), ASFT(0.5), GEM()], ids=repr)
+def test_distribution_objectives_have_the_gradients_of_the_dense_loss(
+    objective, family, backend, tmp_path
+):
+    reference = other_model(family) if objective.needs & {"reference", "embeddings"} else None
+    options = {"objective": objective, "reference": reference, "head_backend": backend}
+    trainer = trainer_for(tiny_model(family), tmp_path, trainer=options)
+    model, batch = trainer.model, batch_of(trainer.model)
+    loss, got = ours(trainer, batch)
+    targets, logits = own_logits(model, batch)
+    side = {"previous": previous_of(targets)}
+    if reference is not None:
+        side["reference"] = own_logits(reference.eval(), batch)[1].detach()
+        table = reference.get_decoder() if family == "bart" else reference
+        side["embeddings"] = table.get_input_embeddings().weight.detach()
+    dense = objective_loss(logits, targets, objective, **side)
+    torch.testing.assert_close(loss, dense, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got, dense_gradients(model, dense), rtol=1e-3, atol=2e-6)
+
+
+def target_grid(logits, targets):
+    kept = targets != IGNORE
+    logp = logits.log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(kept, logp, 0.0), kept
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+def test_gold_has_the_gradients_of_the_dense_loss(family, smoothing, tmp_path):
+    reference = other_model(family)
+    options = {"objective": GOLD(), "reference": reference, "label_smoothing": smoothing}
+    trainer = trainer_for(tiny_model(family), tmp_path, trainer=options)
+    model, batch = trainer.model, batch_of(trainer.model)
+    loss, got = ours(trainer, batch)
+    targets, logits = own_logits(model, batch)
+    logp, kept = target_grid(logits, targets)
+    anchor, _ = target_grid(own_logits(reference.eval(), batch)[1].detach(), targets)
+    dense = GOLD().loss(Sequences(logp, kept, None, anchor), {}).sum() / kept.sum()
+    uniform = -logits.log_softmax(-1).mean(-1)[kept].mean()
+    dense = (1 - smoothing) * dense + smoothing * uniform
+    torch.testing.assert_close(loss, dense, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got, dense_gradients(model, dense), rtol=1e-3, atol=2e-6)
+
+
+def with_dropout():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.4
+    )
+    model = GPT2LMHeadModel(config)
+    for parameter in model.parameters():
+        parameter.data.mul_(3.0) if parameter.dim() > 1 else None
+    return model
+
+
+def test_weights_without_dropout_are_those_of_the_model_without_dropout(tmp_path):
+    """And the gradient is that of the pass with it."""
+    options = {"objective": TaiLr(0.02, 0.2), "weights_from": "eval"}
+    trainer = trainer_for(with_dropout(), tmp_path, cls=ObjectiveTrainer, trainer=options)
+    model, batch = trainer.model.train(), batch_of(trainer.model)
+    with torch.no_grad():
+        targets, still = own_logits(copy.deepcopy(model).eval(), batch)
+    torch.manual_seed(3)
+    loss, got = ours(trainer, batch)
+    assert model.training
+    torch.manual_seed(3)
+    _, logits = own_logits(model, batch)
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    logp, kept = target_grid(still, targets)
+    weights = TaiLr(0.02, 0.2).weight(logp) * kept
+    dense = (weights.flatten() * nll).sum() / kept.sum()
+    torch.testing.assert_close(loss, dense, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got, dense_gradients(model, dense), rtol=1e-3, atol=2e-6)
+
+
+def test_a_normalized_gradient_is_divided_by_the_mean_weight(tmp_path):
+    model, plain, normalized = tiny_model("gpt2"), {}, {"normalize_weights": True}
+    for clip in (0.0, 1.0):
+        settings = {"max_grad_norm": clip, "max_steps": 1}
+        loss, norm, _ = trained(model, tmp_path, trainer=plain, **settings)
+        made = trainer_for(model, tmp_path, trainer=normalized, **settings)
+        made.train()
+        row = made.state.log_history[0]
+        assert row["loss"] == pytest.approx(loss, rel=1e-6)
+        assert row["grad_norm"] == pytest.approx(norm / row["mean_weight"], rel=1e-4)
+
+
+def test_old_weights_follow_the_model_as_they_should(tmp_path):
+    """An average that starts anew, or a copy of the wrong step, would still train."""
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            pairs = (trainer.model, trainer._old.model)
+            seen.append([next(m.parameters()).detach().clone() for m in pairs])
+
+    for options in OPTIONS["ema"], OPTIONS["lagged"]:
+        seen.clear()
+        options = options | {"callbacks": [Watch()]}
+        trainer = trainer_for(tiny_model("gpt2"), tmp_path, trainer=options, max_steps=5)
+        trainer.train()
+        models, old = zip(*seen, strict=True)
+        if options["weights_from"] == "lagged":
+            assert all(torch.equal(old[i], models[i // 2 * 2]) for i in range(5))
+            continue
+        expected = models[0]
+        for i in range(1, 5):
+            expected = 0.5 * expected + 0.5 * models[i]
+            torch.testing.assert_close(old[i], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_reference_stays_as_it_was(tmp_path):
+    model = tiny_model("gpt2")
+    trainer = trainer_for(model, tmp_path, trainer={"objective": ASFT()}, max_steps=3)
+    trainer.train()
+    frozen = trainer._reference.model
+    pairs = zip(frozen.parameters(), model.parameters(), strict=True)
+    assert all(torch.equal(left, right) and not left.requires_grad for left, right in pairs)
+
+
+REFUSED = [
+    ({"objective": GEM(), "weights_from": "ema"}, "has no weights that could come from"),
+    ({"objective": "loss_truncation", "weights_from": "eval"}, "has no weights"),
+    ({"weights_from": "elsewhere"}, "weights_from must be one of model, eval"),
+    ({"weights_from": "lagged", "weights_every": 0}, "weights_every must be at least 1"),
+    ({"weights_from": "ema", "weights_decay": 1.0}, r"weights_decay must lie in \[0, 1\)"),
+    ({"reference": torch.nn.Linear(1, 1)}, "looks at no reference model"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), REFUSED)
+def test_settings_without_effect_are_refused(options, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        trainer_for(tiny_model("gpt2"), tmp_path, trainer=options)
+
+
+def test_a_run_with_another_reference_is_another_run(tmp_path):
+    identities = []
+    for seed in (1, 1, 2):
+        options = {"objective": ASFT(), "reference": tiny_model("gpt2", seed=seed)}
+        trainer = trainer_for(tiny_model("gpt2"), tmp_path, trainer=options)
+        trainer._make_companions()
+        identities.append(trainer.identity()["reference"])
+    assert identities[0] == identities[1] != identities[2]
+
+
+def test_an_evaluation_looks_at_the_reference_too(tmp_path):
+    options = {"objective": ASFT(0.5), "reference": other_model("gpt2")}
+    trainer = trainer_for(tiny_model("gpt2"), tmp_path, trainer=options)
+    found = trainer.evaluate()
+    model = trainer.model.eval()
+    targets, logits = own_logits(model, batch_of(model))
+    anchor = own_logits(options["reference"].eval(), batch_of(model))[1]
+    expected = objective_loss(logits, targets, ASFT(0.5), reference=anchor)
+    assert found["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)

@@ -1,0 +1,84 @@
+"""The row program of objectives that see every logit: autograd on a few rows at a time."""
+
+import torch
+from torch import Tensor
+
+from tvd_gen.head.problem import Options
+from tvd_gen.head.reference import capped
+from tvd_gen.head.rows import Rows, RowStats, row_max
+from tvd_gen.objectives import DistributionObjective, Predictions
+
+TILE_BYTES = 2**24  # of one of the several tensors of logits that autograd keeps
+
+
+class DistributionProgram:
+    """As `TileProgram`, for a DistributionObjective; maths in float32, float64 for float64."""
+
+    def __init__(
+        self, rows: int, vocabulary: int, bias: Tensor | None, options: Options, like: Tensor
+    ) -> None:
+        """For any number of rows; bias (V,)."""
+        self.bias, self.options, self.dtype = bias, options, like.dtype
+        self.size = max(TILE_BYTES // (vocabulary * like.itemsize), 4)
+
+    def __call__(self, rows: Rows, slopes: Tensor | None) -> RowStats:
+        """The rows' numbers and, where it is given, `slopes` (n, V); it may be the logits."""
+        tiles = rows.tiles(self.size)
+        if slopes is None:
+            return RowStats.cat([self._tile(tile, None) for tile in tiles])
+        parts = torch.split(slopes, self.size)
+        return RowStats.cat([self._tile(*pair) for pair in zip(tiles, parts, strict=True)])
+
+    def _tile(self, rows: Rows, slopes: Tensor | None) -> RowStats:
+        options, objective, targets = self.options, self.options.objective, rows.given.targets
+        assert isinstance(objective, DistributionObjective)
+        leaf = rows.logits.to(self.dtype, copy=True)
+        if rows.rest is not None:
+            leaf.scatter_(-1, targets.unsqueeze(-1), rows.rest.unsqueeze(-1))
+        with torch.inference_mode(False), torch.enable_grad():
+            # A clone: tensors of inference mode cannot be differentiated.
+            leaf = leaf.clone().requires_grad_(slopes is not None)
+            logits = self._finished(leaf, rows)
+            predictions = Predictions(
+                logits, targets, rows.given.previous, rows.reference, options.embeddings
+            )
+            losses = objective.loss(predictions)
+            lse, mean = logits.logsumexp(-1), logits.mean(-1)
+            if slopes is not None:
+                total = self._total(losses, lse, mean, rows)
+                (slope,) = torch.autograd.grad(total, leaf)
+                slopes.copy_(slope)
+        with torch.no_grad():
+            logp = logits.log_softmax(-1)
+            shift = 0.0 if rows.centre is None or options.softcap else rows.centre * options.scale
+            return RowStats(
+                logp=predictions.of_targets(logp),
+                lse=lse.detach() + shift,
+                entropy=torch.special.entr(logp.exp()).sum(-1),
+                top=row_max(logits.detach())[1],
+                mean=mean.detach() + shift if options.label_smoothing else None,
+                loss=losses.detach(),
+                weight=objective.weight(predictions).detach(),
+            )
+
+    def _finished(self, leaf: Tensor, rows: Rows) -> Tensor:
+        """The final logits; without a cap less what was taken off each row of them."""
+        logits = leaf if self.bias is None else leaf + self.bias
+        if rows.centre is not None and self.options.softcap is not None:
+            logits = logits + rows.centre.unsqueeze(-1)
+        return capped(logits, self.options.scale, self.options.softcap)
+
+    def _total(self, losses: Tensor, lse: Tensor, mean: Tensor, rows: Rows) -> Tensor:
+        """() what is differentiated."""
+        options, given = self.options, rows.given
+        if given.factors is not None:
+            losses = losses * given.factors
+        if options.label_smoothing:
+            eps = options.label_smoothing
+            losses = (1.0 - eps) * losses + eps * (lse - mean)
+        if options.z_loss:
+            whole = lse
+            if rows.centre is not None and options.softcap is None:
+                whole = lse + rows.centre * options.scale
+            losses = losses + options.z_loss * whole**2
+        return (losses if given.token_weights is None else losses * given.token_weights).sum()

@@ -1,0 +1,36 @@
+"""What every objective is, whatever it sees."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+def check(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raise ValueError where a number is out of [low, high], or (low, high]."""
+    above = value > low if open_low else value >= low
+    if not (above and value <= high):
+        interval = (
+            f"{'(' if open_low else '['}{low:g}, {'inf)' if math.isinf(high) else f'{high:g}]'}"
+        )
+        raise ValueError(f"{name} must lie in {interval}, got {value}")
+
+
+def check_whole(name: str, value: float, low: int) -> None:
+    """Raise ValueError where a number is not a whole one, or below `low`."""
+    if value < low or value != int(value):
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value}")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss of what a language model says of its targets; a frozen dataclass of numbers.
+
+    What it may see is its level, and sets its price: `TokenObjective` the log p of each target,
+    `SequenceObjective` those of whole sequences, `DistributionObjective` every logit.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """what it must be given beside, of `reference`, `embeddings` and `previous`"""
+    may_weigh_by: ClassVar[bool] = False
+    """whether its weights may come from another model's log p of the targets"""

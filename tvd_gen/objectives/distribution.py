@@ -1,0 +1,260 @@
+"""Distribution objectives: what a training step makes of all logits of a token.
+
+A head computes them a chunk of rows at a time, gradients included: no (N, V) tensor, but several
+passes over a chunk's logits where a token objective needs two.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tvd_gen.objectives.base import Objective, check, check_whole
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The logits of n tokens, and what an objective asks for beside."""
+
+    logits: Tensor
+    """(n, V) float32 or float64, finite"""
+    targets: Tensor
+    """(n,)"""
+    previous: Tensor | None = None
+    """(n, L) the targets before each in its sequence, -1 where there is none"""
+    reference: Tensor | None = None
+    """(n, V) logits of the frozen reference model"""
+    embeddings: Tensor | None = None
+    """(V, E) the frozen reference model's input embeddings"""
+
+    def logp(self) -> Tensor:
+        """(n, V) log-probabilities."""
+        return self.logits.log_softmax(-1)
+
+    def of_targets(self, values: Tensor) -> Tensor:
+        """(n, V) -> (n,)"""
+        return values.gather(-1, self.targets.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class DistributionObjective(Objective, ABC):
+    """A loss of a token's logits."""
+
+    @abstractmethod
+    def loss(self, predictions: Predictions) -> Tensor:
+        """(n,) losses in nats, differentiable in `predictions.logits`."""
+
+    def weight(self, predictions: Predictions) -> Tensor:
+        """(n,) what multiplies the gradient of -log p of the target, other terms aside."""
+        return torch.ones_like(predictions.logits[:, 0])
+
+
+def _entropy(logp: Tensor) -> Tensor:
+    """(n,) of (n, V) log-probabilities, in nats."""
+    return -(logp.exp() * logp).sum(-1)
+
+
+@dataclass(frozen=True)
+class ConfidencePenalty(DistributionObjective):
+    """The confidence penalty, in nats.
+
+        L = -log p(y) - beta H(p)
+
+    beta = 0 is cross-entropy. Source: Pereyra et al., 2017, arXiv 1701.06548.
+    """
+
+    beta: float = 0.1
+    """in [0, inf)"""
+    name: ClassVar[str] = "confidence_penalty"
+
+    def __post_init__(self) -> None:
+        check("beta", self.beta, 0.0, math.inf)
+
+    def loss(self, predictions: Predictions) -> Tensor:
+        logp = predictions.logp()
+        return -predictions.of_targets(logp) - self.beta * _entropy(logp)
+
+
+@dataclass(frozen=True)
+class Unlikelihood(DistributionObjective):
+    """Token-level unlikelihood, in nats: what stands before in the sequence is pushed down.
+
+        L = -log p(y_t) - alpha sum over c in {y_1 .. y_{t-1}} \\ {y_t} of log max(1 - p(c), 1e-5)
+
+    alpha = 0 is cross-entropy. Source: Welleck et al., ICLR 2020 (alpha 1, previous context).
+    """
+
+    alpha: float = 1.0
+    """in [0, inf)"""
+    name: ClassVar[str] = "unlikelihood"
+    needs: ClassVar[frozenset[str]] = frozenset({"previous"})
+
+    def __post_init__(self) -> None:
+        check("alpha", self.alpha, 0.0, math.inf)
+
+    def loss(self, predictions: Predictions) -> Tensor:
+        logp = predictions.logp()
+        missed = (-torch.expm1(logp)).clamp(min=1e-5).log()
+        pushed = torch.where(_candidates(predictions), missed, 0.0).sum(-1)
+        return -predictions.of_targets(logp) - self.alpha * pushed
+
+
+def _candidates(predictions: Predictions) -> Tensor:
+    """(n, V) bool: what stands before each target, itself excepted."""
+    previous, targets = predictions.previous, predictions.targets.unsqueeze(-1)
+    assert previous is not None
+    # Where there is none, the target stands in: it is taken out in any case.
+    places = torch.where(previous >= 0, previous, targets)
+    found = torch.zeros_like(predictions.logits, dtype=torch.bool)
+    return found.scatter(-1, places, True).scatter(-1, targets, False)
+
+
+@dataclass(frozen=True)
+class D2GPo(DistributionObjective):
+    """The data-dependent Gaussian prior, in nats.
+
+        L = -(1 - alpha) log p(y) + alpha T^2 KL(prior_y || p)
+        prior_y = softmax(g / T),  g(v) = normal density of v's rank by similarity to y, std `std`
+
+    T = `temperature`; ranks are 0 for y, 1 for the word of the closest embedding (cosine), and so
+    on. alpha = 0 is cross-entropy. The density is at most 0.4, so at T = 2 the prior is nearly
+    uniform: published so. The published embeddings are fastText's; ours the reference model's.
+    Source: Li et al., ICLR 2020 (alpha 0.1, T 2, std 1).
+    """
+
+    alpha: float = 0.1
+    """in [0, 1]"""
+    temperature: float = 2.0
+    """in (0, inf)"""
+    std: float = 1.0
+    """in ranks, in (0, 1000]"""
+    name: ClassVar[str] = "d2gpo"
+    needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
+
+    def __post_init__(self) -> None:
+        check("alpha", self.alpha, 0.0, 1.0)
+        check("temperature", self.temperature, 0.0, math.inf, open_low=True)
+        check("std", self.std, 0.0, 1000.0, open_low=True)
+
+    def loss(self, predictions: Predictions) -> Tensor:
+        logp, log_prior = predictions.logp(), self._log_prior(predictions)
+        far = (log_prior.exp() * (log_prior - logp)).sum(-1)
+        hit = -predictions.of_targets(logp)
+        return (1.0 - self.alpha) * hit + self.alpha * self.temperature**2 * far
+
+    def weight(self, predictions: Predictions) -> Tensor:
+        return torch.full_like(predictions.logits[:, 0], 1.0 - self.alpha)
+
+    def _log_prior(self, predictions: Predictions) -> Tensor:
+        """(n, V)"""
+        assert predictions.embeddings is not None
+        with torch.no_grad():
+            unit = F.normalize(predictions.embeddings.to(predictions.logits), dim=-1)
+            near = unit[predictions.targets] @ unit.T
+            near.scatter_(-1, predictions.targets.unsqueeze(-1), 2.0)  # rank 0, rounding or not
+            # Ten standard deviations away the density is 0 in float32.
+            count = min(math.ceil(10.0 * self.std) + 1, near.shape[-1])
+            ranked = near.topk(count, -1).indices
+            ranks = torch.arange(count).to(near)
+            density = torch.exp(-0.5 * (ranks / self.std) ** 2) / (self.std * math.sqrt(math.tau))
+            scores = torch.zeros_like(near).scatter_(-1, ranked, density.expand_as(ranked))
+            return (scores / self.temperature).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class GEM(DistributionObjective):
+    """GEM: cross-entropy against what a sharper copy of the model says, in nats.
+
+        L = sum over v of sg[h(v) q(v)] (log p(v) - log p(y)),  q = softmax(logits / beta)
+        h(v) = sigmoid(slope (logit_v - logit_y))
+
+    At beta = 1 and slope = 0 its gradient is half of cross-entropy's. The published h is that of
+    slope 0.01, or 1 ("linear", twice slope = 0). L is not bounded from below; only its gradient is
+    meant. Source: Li et al., 2024, arXiv 2408.16673 (beta 0.7).
+    """
+
+    beta: float = 0.7
+    """in (0, 1]"""
+    slope: float = 0.01
+    """in [0, inf)"""
+    name: ClassVar[str] = "gem"
+
+    def __post_init__(self) -> None:
+        check("beta", self.beta, 0.0, 1.0, open_low=True)
+        check("slope", self.slope, 0.0, math.inf)
+
+    def loss(self, predictions: Predictions) -> Tensor:
+        logp = predictions.logp()
+        return (self._pulls(predictions) * logp).sum(-1) - self.weight(
+            predictions
+        ) * predictions.of_targets(logp)
+
+    def weight(self, predictions: Predictions) -> Tensor:
+        return self._pulls(predictions).sum(-1)
+
+    def _pulls(self, predictions: Predictions) -> Tensor:
+        """(n, V) h q, detached."""
+        logits = predictions.logits.detach()
+        ahead = logits - predictions.of_targets(logits).unsqueeze(-1)
+        return torch.sigmoid(self.slope * ahead) * (logits / self.beta).softmax(-1)
+
+
+@dataclass(frozen=True)
+class EAFT(DistributionObjective):
+    """Entropy-adaptive fine-tuning, in nats: what the model is sure of weighs little.
+
+        L = -sg[(H_k / log k)^alpha] log p(y),  H_k = entropy of the k likeliest tokens
+
+    (their probabilities made to sum to 1; the published code divides by 3.0 for log 20). alpha = 0
+    is cross-entropy. Source: arXiv 2601.02151 (alpha 1, k 20).
+    """
+
+    alpha: float = 1.0
+    """in [0, inf)"""
+    k: int = 20
+    """2, 3, ..."""
+    name: ClassVar[str] = "eaft"
+
+    def __post_init__(self) -> None:
+        check("alpha", self.alpha, 0.0, math.inf)
+        check_whole("k", self.k, 2)
+
+    def loss(self, predictions: Predictions) -> Tensor:
+        return -self.weight(predictions) * predictions.of_targets(predictions.logp())
+
+    def weight(self, predictions: Predictions) -> Tensor:
+        logits = predictions.logits.detach()
+        best = logits.topk(min(int(self.k), logits.shape[-1]), -1).values
+        return (_entropy(best.log_softmax(-1)) / math.log(self.k)) ** self.alpha
+
+
+@dataclass(frozen=True)
+class ASFT(DistributionObjective):
+    """Anchored supervised fine-tuning, in nats: DFT, held near the model that it began with.
+
+        L = 1 - p(y) + kl_weight KL(p_ref || p)
+
+    kl_weight = 0 is DFT (there -sg[p] log p, which has the same gradient). Source: arXiv
+    2509.23753, ICLR 2026 (kl_weight 0.05 to 0.1).
+    """
+
+    kl_weight: float = 0.1
+    """in [0, inf)"""
+    name: ClassVar[str] = "asft"
+    needs: ClassVar[frozenset[str]] = frozenset({"reference"})
+
+    def __post_init__(self) -> None:
+        check("kl_weight", self.kl_weight, 0.0, math.inf)
+
+    def loss(self, predictions: Predictions) -> Tensor:
+        assert predictions.reference is not None
+        logp, anchor = predictions.logp(), predictions.reference.log_softmax(-1)
+        away = (anchor.exp() * (anchor - logp)).sum(-1)
+        return -torch.expm1(predictions.of_targets(logp)) + self.kl_weight * away
+
+    def weight(self, predictions: Predictions) -> Tensor:
+        return predictions.of_targets(predictions.logp()).exp()
