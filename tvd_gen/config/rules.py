@@ -283,9 +283,34 @@ def warmup(tree: Tree) -> Iterator[Fault]:
         yield Fault(("training", "warmup_steps"), f"must be <= max_steps ({limit}), got {steps}")
 
 
+def other_models(tree: Tree) -> Iterator[Fault]:
+    """What an objective looks at beside the model is there, and is looked at."""
+    from tvd_gen.objectives import OBJECTIVES
+
+    given = section(tree, "objective")
+    objective = OBJECTIVES.get(str(given.get("name", "ce")))
+    if objective is None:
+        return
+    looks = not objective.needs.isdisjoint({"reference", "embeddings"})
+    path = ("objective", "reference")
+    if looks and given.get("reference") is None and section(tree, "model").get("architecture"):
+        what = "is missing; a new model is no reference: name the folder of a trained one"
+        yield Fault(path, what)
+    if not looks and given.get("reference") is not None:
+        yield Fault(path, f"{objective.name} looks at no reference model; remove it")
+    source = given.get("weights_from", "model")
+    if source != "model" and not objective.may_weigh_by:
+        what = f"{objective.name} has no weights that could come from another model; remove it"
+        yield Fault(("objective", "weights_from"), what)
+    for name, kind, default in (("weights_every", "lagged", 3000), ("weights_decay", "ema", 0.999)):
+        if given.get(name, default) != default and source != kind:
+            yield Fault(("objective", name), f"has no effect without weights_from: {kind}")
+
+
 RULES: tuple[Rule, ...] = (
     one_source_of_rows,
     one_model,
+    other_models,
     fields_that_need_another,
     architecture,
     tokenizer,

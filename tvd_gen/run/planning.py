@@ -11,9 +11,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tvd_gen.config import RunConfig
+from tvd_gen.config import ObjectiveConfig, RunConfig
 from tvd_gen.data import MaxTokensBatchSampler
 from tvd_gen.models import describe_model
+from tvd_gen.objectives import OBJECTIVES
 from tvd_gen.run.training import Prepared, Progress, Say, prepare
 
 IGNORE = -100
@@ -103,21 +104,29 @@ def _batches(prepared: Prepared) -> tuple[int, float | None]:
 
 def _memory(prepared: Prepared) -> dict[str, float]:
     """What is held through the whole run, on one device."""
+    objective = prepared.config.objective
+    looks = not OBJECTIVES[objective.name].needs.isdisjoint({"reference", "embeddings"})
+    copies = looks + _keeps_old_weights(objective)
     parameters = list(prepared.model.parameters())
     weights = sum(p.nbytes for p in parameters)
     gradients = sum(p.nbytes for p in parameters if p.requires_grad)
     return {
         "weights": weights / 2**20,
+        "other_models": copies * weights / 2**20,
         "gradients": gradients / 2**20,
         "adam": ADAM_NUMBERS * gradients / 2**20,
-        "sum": (weights + gradients * (1 + ADAM_NUMBERS)) / 2**20,
+        "sum": (weights * (1 + copies) + gradients * (1 + ADAM_NUMBERS)) / 2**20,
     }
+
+
+def _keeps_old_weights(objective: ObjectiveConfig) -> bool:
+    return objective.weights_from in ("ema", "lagged")
 
 
 def _disk(prepared: Prepared, planned: dict[str, Any]) -> dict[str, float]:
     """Of the model, a checkpoint, and all of the run; and what is free where runs/ is made."""
     given, memory = prepared.config.training.arguments, _memory(prepared)
-    one = memory["weights"] + memory["adam"]
+    one = memory["weights"] * (1 + _keeps_old_weights(prepared.config.objective)) + memory["adam"]
     steps, epochs = planned["steps"], planned["epochs"] or 1  # a stream's epoch may have no end
     each, strategy = given.get("save_steps", 500), given.get("save_strategy", "steps")
     if strategy == "steps":

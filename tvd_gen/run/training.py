@@ -34,9 +34,9 @@ from tvd_gen.data import (
     encode_corpus,
     load_corpus,
 )
-from tvd_gen.errors import ConfigError, DataError
+from tvd_gen.errors import ConfigError, DataError, ModelError
 from tvd_gen.metrics import text_metrics
-from tvd_gen.models import describe_model, load_model, save
+from tvd_gen.models import ModelSpec, describe_model, load_model, save
 from tvd_gen.process import is_first_process
 from tvd_gen.run.folder import RunFolder, disk_faults, write_json, write_lines, write_text
 from tvd_gen.run.resume import (
@@ -82,6 +82,8 @@ class Prepared:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     encoded: dict[str, Dataset | IterableDataset]
+    reference: PreTrainedModel | None = None
+    """what the objective looks at, where it is not the model itself"""
 
     @property
     def encoder_decoder(self) -> bool:
@@ -124,7 +126,22 @@ def prepare(config: RunConfig, *, say: Say, progress: Progress) -> Prepared:
                 max_positions=summary.positions,
                 place=corpus.places.get(split),
             )
-    return Prepared(config, corpus, model, tokenizer, encoded)
+    reference = load_reference(config, tokenizer, say)
+    return Prepared(config, corpus, model, tokenizer, encoded, reference)
+
+
+def load_reference(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, say: Say
+) -> PreTrainedModel | None:
+    """The objective's reference model; ModelError where it has another vocabulary."""
+    name = config.objective.reference
+    if name is None:
+        return None
+    spec = ModelSpec(pretrained=name, dtype=config.model.dtype)
+    reference, its = load_model(spec, texts=None, seed=config.seed, say=say)
+    if its.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(f"objective.reference: {name} has another vocabulary than the model")
+    return reference
 
 
 def remarks(report: SplitReport) -> str:
@@ -213,6 +230,7 @@ def make_trainer(
             schedules=schedules,
             max_tokens=config.training.max_tokens,
             max_skipped_steps=config.training.max_skipped_steps,
+            reference=prepared.reference,
             **additions,
         )
     trainer.facts = facts(prepared.corpus.report, tokenizer)
