@@ -1,0 +1,48 @@
+"""Markdown tables and the plots beside them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+NO_PLOT = "no plot: matplotlib is not installed; pip install matplotlib (or tvd-gen[plots])"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table, the first column of names, the others of numbers to the right."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for a table, a dash for nan."""
+    return "-" if value != value else f"{value:.{digits}f}"
+
+
+def draw(
+    stem: Path, paint: Callable[[Sequence[Any]], None], *, panels: int, width: float = 4.6
+) -> list[Path]:
+    """The figure that `paint` puts on its axes, in a row, as stem.svg and stem.png.
+
+    Without matplotlib one line says how to get it, and there is no figure. The svg's bytes are the
+    same each time.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(NO_PLOT)
+        return []
+    with matplotlib.rc_context(
+        {
+            "svg.hashsalt": stem.name,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+        }
+    ):
+        figure = Figure(figsize=(width * panels, 3.4), layout="constrained")
+        paint(figure.subplots(1, panels, squeeze=False)[0])
+        paths = [stem.with_suffix(".svg"), stem.with_suffix(".png")]
+        figure.savefig(paths[0], metadata={"Date": None})
+        figure.savefig(paths[1], dpi=150)
+    return paths
