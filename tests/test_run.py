@@ -10,8 +10,10 @@ from datasets import Dataset
 from tiny import LM, QUIET, TINY, config, silent, text
 
 from tvd_gen.config import load_config
+from tvd_gen.data import encode_corpus, load_corpus
 from tvd_gen.errors import ConfigError, DataError, NonFiniteError
 from tvd_gen.run import evaluate, evaluation, generate, plan, train
+from tvd_gen.tasks import TASKS
 
 
 def strict_json(text):
@@ -84,7 +86,7 @@ def test_a_decoders_output_is_what_comes_after_the_prompt(tmp_path, files):
     run = train(
         config(tmp_path, files, **(LM | {"task": "summarization"})), tmp_path / "run", **QUIET
     )
-    _, _, model, tokenizer = evaluation._open(run, {}, silent)
+    _, _, model, tokenizer = evaluation.open_run(run, {}, silent)
     said = tokenizer(" dog", add_special_tokens=False, return_tensors="pt")["input_ids"]
     model.generate = lambda input_ids, **_: torch.cat([input_ids, said], dim=1)
     batch = {"input_ids": tokenizer("red cat", return_tensors="pt")["input_ids"]}
@@ -153,6 +155,32 @@ def test_evaluation_numbers_do_not_depend_on_the_batch_size(tmp_path, files):
     run = train(config(tmp_path, files), tmp_path / "run", **QUIET)
     one, nine = (evaluate(run, overrides={"evaluation.batch_size": n}, **QUIET) for n in (1, 9))
     assert one == pytest.approx(nine, rel=1e-5)
+
+
+@pytest.mark.parametrize("sections", [{}, LM, LM | {"task": "summarization"}], ids=str)
+def test_row_scores_are_torchs_cross_entropy_of_each_row_alone(tmp_path, files, sections):
+    """A count that is off by one gives a row its neighbour's tokens, and the totals stay right."""
+    columns = {"columns": {"text": "source"}} if sections == LM else {}
+    settings = config(tmp_path, files, **sections, data={"files": files} | columns)
+    run = train(settings, tmp_path / "run", **QUIET)
+    _, settings, model, tokenizer = evaluation.open_run(run, {}, silent)
+    task = TASKS[settings.task]
+    corpus = load_corpus(settings.data, task.fields, splits=("test",), required=("test",))
+    both = model.config.is_encoder_decoder
+    encoded = encode_corpus(corpus, task.kind, tokenizer, settings.data, encoder_decoder=both)
+    nll, tokens = evaluation.row_scores(model, tokenizer, encoded["test"], 4, silent)
+    for row, own, count in zip(encoded["test"], nll, tokens, strict=True):
+        labels = torch.tensor([row["labels"]])
+        inputs = {"input_ids": torch.tensor([row["input_ids"]])}
+        if both:
+            inputs["labels"] = labels
+        logits = model(**inputs).logits[0].detach()
+        if not both:
+            logits, labels = logits[:-1], labels[:, 1:]
+        expected = torch.nn.functional.cross_entropy(logits, labels[0], reduction="sum")
+        assert float(own) == pytest.approx(float(expected), rel=1e-5)
+        assert count == (labels != -100).sum()
+    assert float(nll.sum() / tokens.sum()) == pytest.approx(evaluate(run, **QUIET)["nll"], rel=1e-6)
 
 
 def test_evaluation_agrees_with_the_trainers_own(tmp_path, files):

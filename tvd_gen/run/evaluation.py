@@ -1,6 +1,7 @@
 """From a run folder to predictions and numbers."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tvd_gen.calibration import TokenMetrics, score_tokens
+from tvd_gen.calibration import TokenMetrics, TokenScores, score_tokens
 from tvd_gen.config import RunConfig, load_config
 from tvd_gen.data import (
     Collator,
@@ -21,14 +22,15 @@ from tvd_gen.data import (
     encode_prompts,
     load_corpus,
 )
-from tvd_gen.errors import ConfigError
+from tvd_gen.errors import ConfigError, NonFiniteError
 from tvd_gen.metrics import METRICS, baseline_metrics, text_metrics
 from tvd_gen.models import ModelSpec, describe_model, load_model
 from tvd_gen.run.folder import RunFolder, write_json, write_lines
 from tvd_gen.run.training import Progress, Say, remarks, set_generation
 from tvd_gen.tasks import TASKS
-from tvd_gen.trainer import target_logits
+from tvd_gen.trainer import take_targets, target_logits
 
+IGNORE = -100
 CHANGEABLE = ("generation", "evaluation", "data")
 
 
@@ -45,7 +47,7 @@ def evaluate(
     the text metrics are of what it generates, beside those of the task's baseline. `overrides`
     change the generation, evaluation and data sections. Raises ConfigError, DataError, ModelError.
     """
-    folder, config, model, tokenizer = _open(run_dir, overrides, say)
+    folder, config, model, tokenizer = open_run(run_dir, overrides, say)
     task, groups = TASKS[config.task], config.evaluation.metrics
     needs = {METRICS[name].needs if name in METRICS else "pairs" for name in groups}
     if not task.has_source and needs - {"tokens"}:
@@ -76,7 +78,8 @@ def evaluate(
         folder.predictions.unlink(missing_ok=True)  # they are of an older evaluation
     numbers["rows"] = float(len(rows))
     write_json(folder.metrics, numbers)
-    write_json(folder.evaluation, _settings(config) | corpus.report.as_dict())
+    settings = _settings(config) | {"lower_cased": lowercases(tokenizer)}
+    write_json(folder.evaluation, settings | corpus.report.as_dict())
     return numbers
 
 
@@ -118,16 +121,20 @@ def generate(
     progress: Progress,
 ) -> Iterator[str]:
     """The run's model on texts of one's own, in their order; `overrides` as for `evaluate`."""
-    _, config, model, tokenizer = _open(run_dir, overrides, say)
+    _, config, model, tokenizer = open_run(run_dir, overrides, say)
     made, cut = generate_texts(config, model, tokenizer, list(texts), progress)
     if cut:
         say(f"{cut} of {len(made)} texts were cut at data.max_source_tokens")
     yield from made
 
 
-def _open(
+def open_run(
     run_dir: Path, overrides: Mapping[str, Any], say: Say
 ) -> tuple[RunFolder, RunConfig, PreTrainedModel, PreTrainedTokenizerBase]:
+    """The folder, its config with the overrides, and the trained model, in eval mode on the device.
+
+    Raises ConfigError where the training is not finished, or an override is of what is trained.
+    """
     folder = RunFolder(Path(run_dir))
     folder.check_trained()
     for key in overrides:
@@ -139,10 +146,11 @@ def _open(
     spec = ModelSpec(pretrained=str(folder.model), dtype=config.model.dtype)
     model, tokenizer = load_model(spec, texts=None, seed=config.seed, say=say)
     set_generation(model, config)
-    return folder, config, model.to(_device()).eval(), tokenizer  # type: ignore[arg-type]  # its to() is wrapped
+    return folder, config, model.to(device()).eval(), tokenizer  # type: ignore[arg-type]  # its to() is wrapped
 
 
-def _device() -> torch.device:
+def device() -> torch.device:
+    """The accelerator, where there is one."""
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
@@ -168,18 +176,56 @@ def token_numbers(
     progress: Progress,
 ) -> dict[str, float]:
     """What the model makes of the references: the keys of the token groups that are asked for."""
-    collate = Collator(tokenizer.pad_token_id)
     batches = LengthSortedBatchSampler(encoded["length"], config.evaluation.batch_size)
     metrics = TokenMetrics()
-    for done, rows in enumerate(batches, start=1):
-        batch = collate([encoded[row] for row in rows])
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        metrics.update(score_tokens(*target_logits(model, inputs)))
-        progress("scoring", done, len(batches), {})
+    for scores, _ in _scored(model, tokenizer, encoded, batches, progress):
+        metrics.update(scores)
     asked = [METRICS[name] for name in config.evaluation.metrics if name in METRICS]
     keys = [key for group in asked if group.needs == "tokens" for key in group.keys]
     computed = metrics.compute()
     return {key: computed[key] for key in keys}
+
+
+def row_scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Any,
+    batch_size: int,
+    progress: Progress,
+) -> tuple[Tensor, Tensor]:
+    """The sum of -log p of each encoded row's targets, and how many they are.
+
+    (rows,) float64 in nats and (rows,) int64, in the rows' order. Totals of the two give the nll of
+    `token_numbers`. NonFiniteError where a target has no finite log p.
+    """
+    batches = LengthSortedBatchSampler(encoded["length"], batch_size)
+    sums: list[tuple[float, int]] = []
+    for scores, counts in _scored(model, tokenizer, encoded, batches, progress):
+        parts = scores.logp.double().cpu().split(counts)
+        sums += [(-float(part.sum()), len(part)) for part in parts]
+    nll, tokens = zip(*batches.restore(sums), strict=True)
+    if not all(map(math.isfinite, nll)):
+        raise NonFiniteError("evaluation: the nll of a row is not finite: non-finite logits")
+    return torch.tensor(nll, dtype=torch.float64), torch.tensor(tokens)
+
+
+def _scored(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Any,
+    batches: LengthSortedBatchSampler,
+    progress: Progress,
+) -> Iterator[tuple[TokenScores, list[int]]]:
+    """The scores of each batch's targets, row after row, and how many are each row's."""
+    collate = Collator(tokenizer.pad_token_id)
+    for done, rows in enumerate(batches, start=1):
+        batch = collate([encoded[row] for row in rows])
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        targets = take_targets(dict(batch), shift=not model.config.is_encoder_decoder)
+        assert targets is not None
+        scores = score_tokens(*target_logits(model, inputs))
+        yield scores, (targets != IGNORE).sum(1).tolist()
+        progress("scoring", done, len(batches), {})
 
 
 @torch.no_grad()

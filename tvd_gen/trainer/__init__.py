@@ -8,7 +8,7 @@ from tvd_gen.trainer.mixin import (
     ObjectiveTrainer,
     Seq2SeqObjectiveTrainer,
 )
-from tvd_gen.trainer.output_head import target_logits
+from tvd_gen.trainer.output_head import take_targets, target_logits
 
 __all__ = [
     "ExactMixin",
@@ -17,5 +17,6 @@ __all__ = [
     "Seq2SeqObjectiveTrainer",
     "check_finite",
     "may_change",
+    "take_targets",
     "target_logits",
 ]
