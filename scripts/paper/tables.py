@@ -19,9 +19,14 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def draw(
-    stem: Path, paint: Callable[[Sequence[Any]], None], *, panels: int, width: float = 4.6
+    stem: Path,
+    paint: Callable[[Any], None],
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    height: float = 3.4,
 ) -> list[Path]:
-    """The figure that `paint` puts on its axes, in a row, as stem.svg and stem.png.
+    """The figure that `paint` puts on its (rows, columns) axes, as stem.svg and stem.png.
 
     Without matplotlib one line says how to get it, and there is no figure. The svg's bytes are the
     same each time.
@@ -32,16 +37,10 @@ def draw(
     except ImportError:
         print(NO_PLOT)
         return []
-    with matplotlib.rc_context(
-        {
-            "svg.hashsalt": stem.name,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-        }
-    ):
-        figure = Figure(figsize=(width * panels, 3.4), layout="constrained")
-        paint(figure.subplots(1, panels, squeeze=False)[0])
+    bare = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    with matplotlib.rc_context({"svg.hashsalt": stem.name, **bare}):
+        figure = Figure(figsize=(4.6 * columns, height * rows), layout="constrained")
+        paint(figure.subplots(rows, columns, squeeze=False))
         paths = [stem.with_suffix(".svg"), stem.with_suffix(".png")]
         figure.savefig(paths[0], metadata={"Date": None})
         figure.savefig(paths[1], dpi=150)

@@ -200,7 +200,7 @@ def main() -> None:
         for each in found
     ]
     print(table(["divergence", "gamma", "mu", "sd", "KL", "TVD"], rows))
-    draw(folder / "toy", lambda axes: paint(axes, found), panels=2)
+    draw(folder / "toy", lambda axes: paint(axes[0], found), columns=2)
 
 
 if __name__ == "__main__":
