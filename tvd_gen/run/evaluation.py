@@ -201,7 +201,7 @@ def row_scores(
     batches = LengthSortedBatchSampler(encoded["length"], batch_size)
     sums: list[tuple[float, int]] = []
     for scores, counts in _scored(model, tokenizer, encoded, batches, progress):
-        parts = scores.logp.double().cpu().split(counts)
+        parts = torch.split(scores.logp.double().cpu(), counts)
         sums += [(-float(part.sum()), len(part)) for part in parts]
     nll, tokens = zip(*batches.restore(sums), strict=True)
     if not all(map(math.isfinite, nll)):
