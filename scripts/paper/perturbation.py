@@ -20,7 +20,8 @@ number of edits, with 95 % bootstrap intervals over texts,
     more_probable_total  ... the lower nll in total: shorter texts have it easily
     ratio_difference     ratio - the first model's, with p
 
-over those texts that have so many edits in them (`texts`). perturbation.svg and .png show two.
+over those texts that have so many edits in them (`texts`). perturbation.svg and .png show two of
+them, where there are 30 texts.
 """
 
 import argparse
@@ -47,6 +48,7 @@ from tvd_gen.run.folder import RunFolder, write_json, write_lines
 from tvd_gen.tasks import TASKS
 
 NO_LIMIT = 10**6
+DRAWN = 30  # texts that a point of the plot has at least: fewer tell nothing
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,11 @@ def _described(key: str, sums: Sums, resamples: int) -> dict[str, float]:
 
 def paint(axes: Any, records: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> None:
     """Above the ratio, below the share of texts that are more probable when spoilt."""
+    drawn = [each for each in records if each["texts"] >= DRAWN] or records
     rows = (("ratio", "nll / unspoilt"), ("more_probable", "share more probable, a token"))
     for row, (key, label) in zip(axes, rows, strict=True):
         for axis, kind in zip(row, kinds, strict=True):
-            _paint_kind(axis, [each for each in records if each["kind"] == kind], key)
+            _paint_kind(axis, [each for each in drawn if each["kind"] == kind], key)
             axis.set(title=kind, xlabel="edits", ylabel=label)
             axis.axhline(1.0 if key == "ratio" else 0.0, color="0.7", lw=0.8, zorder=0)
             axis.xaxis.get_major_locator().set_params(integer=True)
