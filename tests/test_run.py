@@ -11,7 +11,7 @@ from tiny import LM, QUIET, TINY, config, silent, text
 
 from tvd_gen.config import load_config
 from tvd_gen.data import encode_corpus, load_corpus
-from tvd_gen.errors import ConfigError, DataError, NonFiniteError
+from tvd_gen.errors import ConfigError, DataError, ModelError, NonFiniteError
 from tvd_gen.run import evaluate, evaluation, generate, plan, train
 from tvd_gen.tasks import TASKS
 
@@ -411,3 +411,39 @@ def test_parquet_trains_like_json_lines(tmp_path, files):
         run = train(config(tmp_path, given), tmp_path / name, **QUIET)
         losses.append(json.loads((run / "log.jsonl").read_text().splitlines()[-1])["loss"])
     assert losses[0] == losses[1]
+
+
+def with_objective(section, tmp_path, files, **sections):
+    """The tiny config with another objective section, whole."""
+    config(tmp_path, files, **sections)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"objective": section}))
+    return load_config(path)
+
+
+def test_an_objective_looks_at_a_trained_run(tmp_path, files):
+    """GOLD and ASFT begin from what cross-entropy has learned."""
+    first = train(with_objective({"name": "ce"}, tmp_path, files), tmp_path / "ce", **QUIET)
+    for section in (
+        {"name": "gold", "weights_from": "lagged", "weights_every": 2},
+        {"name": "asft"},
+        {"name": "d2gpo"},
+    ):
+        made = with_objective(section | {"reference": str(first / "model")}, tmp_path, files)
+        run = train(made, tmp_path / section["name"], **QUIET)
+        assert (run / "model" / "model.safetensors").is_file()
+
+
+def test_a_new_model_is_no_reference(tmp_path, files):
+    with pytest.raises(ConfigError, match=r"objective\.reference: is missing; a new model"):
+        with_objective({"name": "gold"}, tmp_path, files)
+
+
+def test_a_reference_with_other_words_is_refused(tmp_path, files):
+    architecture = {"model_type": "bart", "max_position_embeddings": 64, **TINY}
+    other = {"architecture": architecture, "tokenizer": {"type": "bpe", "vocab_size": 280}}
+    made = with_objective({"name": "ce"}, tmp_path, files, model=other)
+    first = train(made, tmp_path / "ce", **QUIET)
+    section = {"name": "asft", "reference": str(first / "model")}
+    with pytest.raises(ModelError, match="has another vocabulary than the model"):
+        train(with_objective(section, tmp_path, files), tmp_path / "run", **QUIET)
