@@ -1,6 +1,7 @@
 """Objectives of every level in the trainers, and the models that they look at beside."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tvd_gen.objectives import (
     ConfidencePenalty,
     D2GPo,
     LossTruncation,
+    SequenceObjective,
     Sequences,
     Unlikelihood,
 )
@@ -149,6 +151,30 @@ def with_dropout():
     for parameter in model.parameters():
         parameter.data.mul_(3.0) if parameter.dim() > 1 else None
     return model
+
+
+@dataclass(frozen=True)
+class SequenceProbability(SequenceObjective):
+    """A user's own: 1 - (geometric mean of p)^k, whose slope is no weight of its value."""
+
+    k: float = 0.5
+
+    def loss(self, sequences, state):
+        mean = (1 - torch.exp(-self.k * sequences.means())).unsqueeze(-1)
+        return mean * sequences.kept
+
+
+@pytest.mark.parametrize("backend", ["auto", "logits"])
+def test_a_sequence_objective_of_ones_own_has_its_value_and_gradient(backend, tmp_path):
+    options = {"objective": SequenceProbability(), "head_backend": backend}
+    trainer = trainer_for(tiny_model("bart"), tmp_path, trainer=options)
+    model, batch = trainer.model, batch_of(trainer.model)
+    loss, got = ours(trainer, batch)
+    targets, logits = own_logits(model, batch)
+    sequences = Sequences(*target_grid(logits, targets))
+    dense = SequenceProbability().loss(sequences, {}).sum() / sequences.kept.sum()
+    torch.testing.assert_close(loss, dense, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got, dense_gradients(model, dense), rtol=1e-3, atol=2e-6)
 
 
 def test_weights_without_dropout_are_those_of_the_model_without_dropout(tmp_path):

@@ -75,8 +75,8 @@ def linear_objective_loss(
     weights of another model, or the slopes of a sequence objective.
 
     A DistributionObjective gets what it `needs`: previous (N, L), the targets before each in its
-    sequence, -1 where there is none; reference, a function from places (n,) among the N rows to
-    the reference model's logits (n, V); embeddings (V, E). It costs a few passes more over each
+    sequence, negative where there is none; reference, a function from places (n,) among the N rows
+    to the reference model's logits (n, V); embeddings (V, E). It costs a few passes more over each
     chunk's logits, and no (N, V) tensor either.
 
     Rows whose target is ignore_index are dropped before the first product; with ignore_index=None

@@ -42,7 +42,7 @@ class Given(NamedTuple):
     factors: Tensor | None = None
     """(N,) multiplies the objective alone, not what is added to it"""
     previous: Tensor | None = None
-    """(N, L) the targets before each in its sequence, -1 where there is none"""
+    """(N, L) the targets before each in its sequence, negative where there is none"""
 
     def at(self, rows: Tensor | slice) -> "Given":
         """Of some rows."""

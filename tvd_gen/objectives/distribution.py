@@ -25,7 +25,7 @@ class Predictions:
     targets: Tensor
     """(n,)"""
     previous: Tensor | None = None
-    """(n, L) the targets before each in its sequence, -1 where there is none"""
+    """(n, L) the targets before each in its sequence, negative where there is none"""
     reference: Tensor | None = None
     """(n, V) logits of the frozen reference model"""
     embeddings: Tensor | None = None

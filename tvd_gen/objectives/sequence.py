@@ -27,7 +27,7 @@ class Sequences:
     old: Tensor | None = None
     """(B, T) log p under the model that weights come from; None for the trained model itself"""
     reference: Tensor | None = None
-    """(B, T) log p under the frozen reference model"""
+    """(B, T) log p under the frozen reference model, 0 where there is no target"""
 
     def means(self) -> Tensor:
         """(B,) mean of -log p over each sequence's targets, in nats."""
@@ -152,8 +152,8 @@ class GOLD(SequenceObjective):
     def _rewards(self, sequences: Sequences) -> Tensor:
         """(B, T) the sums Q."""
         assert sequences.reference is not None
+        # Where there is no target the reference's log p is 0, which is a p of 1.
         each = sequences.reference.exp().clamp(min=self.min_reward)
-        each = torch.where(sequences.kept, each, 1.0)
         steps = int(self.suffix)
         padded = torch.nn.functional.pad(each, (0, steps), value=1.0)
         windows = padded.unfold(-1, steps + 1, 1)  # (B, T, suffix + 1)

@@ -292,12 +292,12 @@ class LossRequest:
         return self.targets.reshape(-1).index_select(0, self.kept)
 
     def previous(self) -> Tensor:
-        """(N, T) the targets before each in its sequence, -1 where there is none."""
+        """(N, T) the targets before each in its sequence, negative where there is none."""
         length = self.targets.shape[1]
         rows, places = self.kept // length, self.kept % length
         before = torch.arange(length, device=places.device) < places.unsqueeze(-1)
         targets = self.targets.index_select(0, rows)
-        return torch.where(before & (targets != IGNORE), targets, -1)
+        return torch.where(before, targets, IGNORE)
 
     def grid(self, values: Tensor) -> Tensor:
         """(N,) -> (B, T), 0 where there is no target."""
