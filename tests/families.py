@@ -13,6 +13,8 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
+import tvd_gen.models.lstm  # noqa: F401  # makes lstm_seq2seq known
+
 VOCAB = 97
 SPECIAL = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _BART = {
@@ -57,6 +59,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "dropout_rate": 0.0,
     },
     "bart": _BART,
+    "lstm_seq2seq": {"embedding_size": 24, "hidden_size": 32, "dropout": 0.0},
     "marian": _BART,
     "mbart": _BART,
 }

@@ -54,6 +54,8 @@ ARCHITECTURES = {
     "marian": {"model_type": "marian", **ENCODER_DECODER_SIZES},
     "mbart": {"model_type": "mbart", **ENCODER_DECODER_SIZES},
     "encoder-decoder": {"model_type": "encoder-decoder", "encoder": BERT, "decoder": GPT2},
+    "lstm_seq2seq": {"model_type": "lstm_seq2seq", "embedding_size": 12, "hidden_size": 16,
+                     "num_hidden_layers": 2},
 }  # fmt: skip
 
 
@@ -112,7 +114,9 @@ def test_model_and_tokenizer_agree_on_special_tokens(name):
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
 
 
-@pytest.mark.parametrize("name", ["t5", "bart", "marian", "mbart", "encoder-decoder"])
+@pytest.mark.parametrize(
+    "name", ["t5", "bart", "marian", "mbart", "encoder-decoder", "lstm_seq2seq"]
+)
 def test_generation_starts_as_training_does(name):
     """A decoder trained to start with one token and started with another writes nonsense."""
     model, tokenizer = build(name)

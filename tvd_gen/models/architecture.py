@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+import tvd_gen.models.lstm  # noqa: F401  # makes lstm_seq2seq known
 from tvd_gen.errors import ModelError
 
 # read by the configs although their classes do not list them
