@@ -188,7 +188,7 @@ def test_exactly_one_of_pretrained_and_architecture(both):
 # --- tokenizers --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "word"])
 def test_a_trained_tokenizer_gives_texts_back(kind):
     """A tokenizer that drops letters caps every metric."""
     tokenizer = train_tokenizer(TokenizerSpec(type=kind, vocab_size=300), TEXTS)
@@ -198,7 +198,7 @@ def test_a_trained_tokenizer_gives_texts_back(kind):
         assert not set(ids) & set(tokenizer.all_special_ids)
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "word"])
 def test_training_a_tokenizer_twice_gives_the_same(kind):
     """A run that is repeated must see the same tokens."""
     spec = TokenizerSpec(type=kind, vocab_size=300)
@@ -216,6 +216,20 @@ def test_a_bpe_tokenizer_has_a_token_for_every_byte():
 def test_lowercase_is_an_option():
     tokenizer = train_tokenizer(dataclasses.replace(BPE, lowercase=True), TEXTS)
     assert tokenizer.decode(tokenizer("The DOG")["input_ids"]) == "the dog"
+
+
+def test_words_are_what_white_space_parts_the_most_frequent_first():
+    """Captions come tokenized; a word must be one token, and its figures comparable."""
+    texts = ["a wheel .  <unk>\ta clock .", "the wheel , a"]
+    tokenizer = train_tokenizer(TokenizerSpec(type="word", vocab_size=100), texts)
+    words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    assert words == [*SPECIALS.values(), "a", ".", "wheel", ",", "clock", "the"]
+    assert tokenizer.decode(tokenizer("a  wheel , .")["input_ids"]) == "a wheel , ."
+    small = train_tokenizer(
+        TokenizerSpec(type="word", vocab_size=16), [" ".join("abcdefghijklmnop")]
+    )
+    assert len(small) == 16
+    assert small("p")["input_ids"] == [small.unk_token_id]
 
 
 @pytest.mark.parametrize("texts", [None, [], [" "]])

@@ -12,6 +12,7 @@ from tiny import LM, QUIET, TINY, config, silent, text
 from tvd_gen.config import load_config
 from tvd_gen.data import encode_corpus, load_corpus
 from tvd_gen.errors import ConfigError, DataError, ModelError, NonFiniteError
+from tvd_gen.models import TokenizerSpec, train_tokenizer
 from tvd_gen.run import evaluate, evaluation, generate, plan, train
 from tvd_gen.tasks import TASKS
 
@@ -391,6 +392,15 @@ def test_a_run_of_relative_files_is_evaluated_from_anywhere(tmp_path, files, mon
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert evaluate(run, **QUIET)["rows"] == 9
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "word"])
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_a_tokenizer_lower_cases_only_where_it_was_told_to(kind, lowercase):
+    """One of words knows no word but its own, and must not be taken for one that lower-cases."""
+    spec = TokenizerSpec(type=kind, vocab_size=300, lowercase=lowercase)
+    tokenizer = train_tokenizer(spec, ["The dog sees the cat .", "a fox"])
+    assert evaluation.lowercases(tokenizer) is lowercase
 
 
 def test_evaluation_changes_only_what_a_trained_model_leaves_open(tmp_path, files):

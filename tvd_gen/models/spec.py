@@ -11,7 +11,8 @@ from annotated_types import Ge
 class TokenizerSpec:
     """A tokenizer trained on the training split, or one that exists."""
 
-    type: Literal["bpe", "unigram"] = "bpe"
+    type: Literal["bpe", "unigram", "word"] = "bpe"
+    """word: what white space parts, every word that occurs, up to vocab_size of them"""
     vocab_size: Annotated[int, Ge(16)] = 8000
     lowercase: bool = False
     pretrained: str | None = None

@@ -5,11 +5,12 @@ Encoding adds no special token: `tokenizer(text)` is the text alone. Who builds 
 """
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE, Unigram
+from tokenizers.models import BPE, Unigram, WordLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -24,7 +25,7 @@ BYTES = 256
 
 
 def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE or a unigram tokenizer of at most `vocab_size` tokens, specials included.
+    """A byte-level BPE, unigram or word tokenizer of at most `vocab_size` tokens, with specials.
 
     The same texts in the same order give the same tokenizer. A small text may hold fewer pieces
     than were asked for; then the vocabulary is smaller. bpe gives every text back as it was;
@@ -34,9 +35,14 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> PreTrainedToke
     kept = [text for text in texts if text.strip()]
     if not kept:
         raise ModelError("model.tokenizer: there are no training texts to train a tokenizer on")
-    core = _train_bpe(spec, kept) if spec.type == "bpe" else _train_unigram(spec, kept)
+    core = _TRAINERS[spec.type](spec, kept)
     make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
-    return make(tokenizer_object=core, padding_side="right", **SPECIALS)
+    return make(
+        tokenizer_object=core,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,  # or "wheel ." would come back as "wheel."
+        **SPECIALS,
+    )
 
 
 def _train_bpe(spec: TokenizerSpec, texts: list[str]) -> Tokenizer:
@@ -91,6 +97,21 @@ def _sentencepieces(vocab_size: int, texts: Iterator[str]) -> list[tuple[str, fl
     processor = SentencePieceProcessor(model_proto=model.getvalue())
     size = processor.get_piece_size()
     return [(processor.id_to_piece(i), processor.get_score(i)) for i in range(size)]
+
+
+def _train_words(spec: TokenizerSpec, texts: list[str]) -> Tokenizer:
+    normalizer = _normalizer(spec)
+    counts = Counter(word for text in texts for word in normalizer.normalize_str(text).split())
+    known = sorted(counts.keys() - {*SPECIALS.values()}, key=lambda word: (-counts[word], word))
+    words = [*SPECIALS.values(), *known][: spec.vocab_size]
+    unknown = SPECIALS["unk_token"]
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=unknown))
+    core.normalizer = normalizer
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return core
+
+
+_TRAINERS = {"bpe": _train_bpe, "unigram": _train_unigram, "word": _train_words}
 
 
 def _normalizer(spec: TokenizerSpec) -> normalizers.Normalizer:

@@ -103,6 +103,9 @@ def _text_numbers(
 
 def lowercases(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a text comes back from its ids in lower case."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is not None:  # a tokenizer of words knows no "Aa"
+        return "Aa" not in normalizer.normalize_str("Aa")
     return "Aa" not in str(tokenizer.decode(tokenizer("Aa", add_special_tokens=False)["input_ids"]))
 
 
