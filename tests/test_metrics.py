@@ -101,6 +101,22 @@ def test_self_bleu_is_nltks_against_all_others(texts: list[str]) -> None:
 
 
 @settings(deadline=None)
+@given(TEXTS, TEXTS)
+def test_pooled_bleu_is_nltks(texts: list[str], references: list[str]) -> None:
+    """One pool of references for all texts: what the published script scores against."""
+    pool, smooth = [text.split() for text in references], SmoothingFunction().method1
+    wanted = [sentence_bleu(pool, text.split(), smoothing_function=smooth) for text in texts]
+    assert counts.pooled_bleu(texts, references) == pytest.approx(np.mean(wanted), abs=1e-12)
+    with pytest.raises(ValueError, match="0 references"):
+        counts.pooled_bleu(texts, [])
+
+
+def test_pooled_bleu_reads_the_first_so_many_references() -> None:
+    assert counts.pooled_bleu(["a b c d"], ["x", "a b c d"], limit=1) == 0.0
+    assert counts.pooled_bleu(["a b c d"], ["x", "a b c d"]) == 1.0
+
+
+@settings(deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4))
 def test_corpus_bleu_is_nltks(rows: list[tuple[list[str], list[str]]]) -> None:
     """Several references, short texts and empty ones are where BLEUs part."""

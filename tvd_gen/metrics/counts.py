@@ -71,6 +71,28 @@ def self_bleu(texts: Sequence[str], limit: int = 500) -> float:
     return math.fsum(scores) / len(scores)
 
 
+def pooled_bleu(texts: Sequence[str], references: Sequence[str], limit: int = 500) -> float:
+    """Mean BLEU-4 of each text against all references at once, in [0, 1], smoothed as `self_bleu`.
+
+    Of all texts against the first `limit` references, as the published script. Equals NLTK's
+    sentence_bleu in time linear in both. ValueError without texts or references.
+    """
+    if not texts or not references:
+        raise ValueError(f"pooled_bleu: {len(texts)} texts, {len(references)} references")
+    rows = [reference.split() for reference in islice(references, limit)]
+    best: Counter[Ngram] = Counter()
+    for row in rows:
+        best |= _counts(row)
+    lengths = {len(row) for row in rows}
+    scores = []
+    for words in (text.split() for text in texts):
+        matches = _by_order((gram, min(n, best[gram])) for gram, n in _counts(words).items())
+        scores.append(
+            _bleu(matches, _totals(words), len(words), _closest(lengths, len(words)), 0.1)
+        )
+    return math.fsum(scores) / len(scores)
+
+
 def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU-4 of the corpus on words as they stand, in [0, 1], unsmoothed, as NLTK counts it.
 
