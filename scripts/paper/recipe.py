@@ -1,0 +1,126 @@
+"""The synthetic experiment's settings: sizes, objectives, and the configs of its runs."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvd_gen.objectives import OBJECTIVES
+
+GAMMAS = (1e-7, 0.01, 0.1, 0.5, 0.8, 1.0)
+MIN_WEIGHT = 0.2  # in all the published synthetic runs
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a student's numbers beside its objective and its seed; the published ones."""
+
+    width: int = 128
+    oracle_epochs: int = 50
+    epochs: int = 100
+    train: int = 10_000
+    validation: int = 5_000
+    test: int = 20_000
+    """sentences of the oracle; as many are drawn from each student"""
+    compared: int = 5_000
+    """of the test's sentences: so many have the distances taken after every prefix of theirs"""
+    captions: int | None = None
+    """only the first so many"""
+    caption_validation: int = 5_000
+    longest: int = 50
+    """words of a sentence"""
+    learning_rate: float = 1e-3
+    max_tokens: int = 4096
+    dropout: float = 0.1
+    patience: int | None = None
+    """stop a student after so many epochs without a lower nll; None: all epochs, as published"""
+
+
+QUICK = Settings(
+    width=32,
+    oracle_epochs=3,
+    epochs=3,
+    train=400,
+    validation=200,
+    test=400,
+    compared=100,
+    captions=1_000,
+    caption_validation=200,
+    longest=24,
+    learning_rate=1e-2,
+)
+"""Minutes, for a look at whether everything runs; its figures mean nothing."""
+
+
+def objectives() -> dict[str, dict[str, Any]]:
+    """Name of a student -> the objective section of its config."""
+    plain = {name: {"name": name} for name, cls in OBJECTIVES.items() if not _needs_numbers(cls)}
+    tailr = {
+        f"tailr-{gamma:g}": {"name": "tailr", "gamma": gamma, "min_weight": MIN_WEIGHT}
+        for gamma in GAMMAS
+    }
+    return plain | tailr | MORE
+
+
+MORE: dict[str, dict[str, Any]] = {
+    "label-smoothing": {"name": "ce", "label_smoothing": 0.1},
+}
+"""Whatever else is to be compared: one line each, in the words of a config."""
+
+
+def _needs_numbers(cls: Any) -> bool:
+    fields = dataclasses.fields(cls)
+    return any(f.default is f.default_factory is dataclasses.MISSING for f in fields)
+
+
+def oracle_config(settings: Settings, captions: Path) -> dict[str, Any]:
+    """The oracle: cross-entropy on the captions, with every word that occurs in them."""
+    tokenizer = {"type": "word", "vocab_size": 1_000_000}
+    tree = _config(settings, captions, tokenizer, settings.oracle_epochs)
+    return {**tree, "seed": 42, "objective": {"name": "ce"}}
+
+
+def student_config(
+    settings: Settings, data: Path, oracle: Path, section: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """A student: an objective, on the oracle's sentences, with the oracle's words."""
+    tree = _config(settings, data, {"pretrained": str(oracle / "model")}, settings.epochs)
+    if settings.patience is not None:
+        tree["training"]["early_stopping_patience"] = settings.patience
+    return {**tree, "seed": seed, "objective": dict(section)}
+
+
+def _config(
+    settings: Settings, data: Path, tokenizer: Mapping[str, Any], epochs: int
+) -> dict[str, Any]:
+    architecture = {
+        "model_type": "lstm_seq2seq",
+        "embedding_size": settings.width,
+        "hidden_size": settings.width,
+        "dropout": settings.dropout,
+    }
+    splits = {name: str(data / f"{name}.jsonl") for name in ("train", "validation")}
+    training = {
+        "max_tokens": settings.max_tokens,
+        "num_train_epochs": epochs,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant",
+        "adam_beta2": 0.999,
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.1,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "logging_strategy": "epoch",
+        "load_best_model_at_end": True,  # the lowest nll, as published
+        "per_device_eval_batch_size": 250,
+    }
+    return {
+        "task": "story_generation",
+        "model": {"architecture": architecture, "tokenizer": dict(tokenizer)},
+        "data": {"files": splits, "max_source_tokens": 2, "max_target_tokens": settings.longest + 1}
+        | {"too_long": "skip"},
+        "training": training,
+        "evaluation": {"metrics": ["perplexity"], "split": "validation"},
+    }
