@@ -46,24 +46,38 @@ def test_step_by_step_it_is_the_model_that_was_trained(model):
     assert state.get_seq_length() == TARGET.shape[1]
 
 
-def test_it_is_fairseqs_decoder_in_torchs_own_cells(model):
-    """Written out, step by step, with nothing computed for all steps at once."""
+def written_out(model, target=TARGET):
+    """Logits by the textbook: torch's own cells, nothing computed for all steps at once."""
     decoder = model.decoder
     source = model.encoder(SOURCE, MASK)
     hidden, cell = list(source.hidden.unbind(1)), list(source.cell.unbind(1))
-    feed, expected = torch.zeros_like(hidden[0]), []
-    for token in TARGET.unbind(1):
+    feed, found = torch.zeros_like(hidden[0]), []
+    for token in target.unbind(1):
         below = torch.cat([decoder.embed_tokens(token), feed], 1)
         for i, layer in enumerate(decoder.cells):
             hidden[i], cell[i] = layer(below, (hidden[i], cell[i]))
             below = hidden[i]
-        query = decoder.attention_in(below)
+        query = F.linear(below, decoder.attention_in)
         scores = torch.einsum("bsh,bh->bs", source.last_hidden_state, query)
         weights = scores.masked_fill(MASK == 0, -torch.inf).softmax(1)
         read = torch.einsum("bs,bsh->bh", weights, source.last_hidden_state)
-        feed = decoder.attention_out(torch.cat([read, below], 1)).tanh()
-        expected.append(model.lm_head(feed))
-    torch.testing.assert_close(logits(model), torch.stack(expected, 1))
+        feed = F.linear(torch.cat([read, below], 1), decoder.attention_out).tanh()
+        found.append(model.lm_head(feed))
+    return torch.stack(found, 1)
+
+
+def gradients(model, logits):
+    model.zero_grad()
+    (logits * torch.sin(torch.arange(logits.numel()).view_as(logits) * 0.7)).sum().backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+def test_it_is_fairseqs_decoder_in_torchs_own_cells(model):
+    """Parity in values and gradients with the same written out, step by step."""
+    model.double()
+    torch.testing.assert_close(logits(model), written_out(model))
+    ours, torchs = gradients(model, logits(model)), gradients(model, written_out(model))
+    torch.testing.assert_close(ours, torchs)
 
 
 def test_padding_of_sources_and_targets_changes_nothing(model):

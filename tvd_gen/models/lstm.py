@@ -138,8 +138,9 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, embedding, config.pad_token_id)
         inputs = [embedding + width, *[width] * (config.num_hidden_layers - 1)]
         self.cells = nn.ModuleList(nn.LSTMCell(size, width) for size in inputs)
-        self.attention_in = nn.Linear(width, width, bias=False)
-        self.attention_out = nn.Linear(2 * width, width, bias=False)
+        # no nn.Linear: an adapter on one would be passed over
+        self.attention_in = nn.Parameter(torch.empty(width, width))
+        self.attention_out = nn.Parameter(torch.empty(width, 2 * width))
 
     def start(self, source: Source, attention_mask: Tensor | None) -> State:
         """The state before the first token."""
@@ -148,8 +149,8 @@ class Decoder(nn.Module):
         if attention_mask is not None:
             mask = mask.masked_fill(attention_mask == 0, -torch.inf)
         width = outputs.shape[-1]
-        keys = outputs @ self.attention_in.weight
-        values = F.linear(outputs, self.attention_out.weight[:, :width])
+        keys = outputs @ self.attention_in
+        values = F.linear(outputs, self.attention_out[:, :width])
         return State(keys, values, hidden, cell, mask)
 
     def forward(self, input_ids: Tensor, state: State) -> Tensor:
@@ -162,7 +163,7 @@ class Decoder(nn.Module):
             x.transpose(0, 1), first.weight_ih[:, :split], first.bias_ih + first.bias_hh
         )
         recurrent = torch.cat([first.weight_ih[:, split:], first.weight_hh], 1).t()
-        query = self.attention_out.weight[:, state.values.shape[-1] :].t()
+        query = self.attention_out[:, state.values.shape[-1] :].t()
         kept = self._kept(len(gates) * len(self.cells), state.feed)
         hidden, cell = list(state.hidden.unbind(1)), list(state.cell.unbind(1))
         feed, outputs = state.feed, []
