@@ -1,0 +1,228 @@
+"""The synthetic experiment: its distributions are enumerated, its stages run once and only once."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import mpmath
+import pytest
+import torch
+from tiny import WORDS, text
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+import synthetic
+import tables
+from recipe import QUICK, Settings, objectives, student_config
+from sentences import GO, SentenceModel, compare
+from stages import Experiment, run_student, words_of
+from tvd_gen import OBJECTIVES
+from tvd_gen.config import load_config
+from tvd_gen.errors import ConfigError
+from tvd_gen.metrics.distances import sequence_tvd, token_distances
+from tvd_gen.models import TokenizerSpec, train_tokenizer
+
+LONGEST = 4
+TOKENIZER = train_tokenizer(TokenizerSpec(type="word", vocab_size=100), [f"{GO} red blue green"])
+IDS = [TOKENIZER.convert_tokens_to_ids(word) for word in ("red", "blue", "green")]
+SENTENCES = [
+    [*row] for length in range(1, LONGEST + 1) for row in itertools.product(IDS, repeat=length)
+]
+
+
+def sentence_model(seed):
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        "lstm_seq2seq", vocab_size=len(TOKENIZER), embedding_size=6, hidden_size=8, init_range=1.0,
+        pad_token_id=TOKENIZER.pad_token_id, decoder_start_token_id=TOKENIZER.eos_token_id,
+    )  # fmt: skip
+    return SentenceModel(AutoModelForSeq2SeqLM.from_config(config), TOKENIZER, LONGEST)
+
+
+# --- a model as a distribution over sentences ---------------------------------------------------
+
+
+def test_all_sentences_together_have_probability_1():
+    """Forbidden words, empty sentences and the cut at the end must all be normalised away."""
+    for seed in range(3):
+        assert sentence_model(seed).logp(SENTENCES).exp().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_samples_come_from_that_distribution_and_know_their_probability():
+    model, count = sentence_model(0), 20_000
+    drawn = model.sample(count, seed=1)
+    torch.testing.assert_close(drawn.logp, model.logp(drawn.rows), rtol=0, atol=1e-5)
+    p = model.logp(SENTENCES).exp()
+    places = {tuple(row): i for i, row in enumerate(SENTENCES)}
+    counts = torch.bincount(
+        torch.tensor([places[tuple(row)] for row in drawn.rows]), minlength=len(SENTENCES)
+    )
+    common = p * count > 5
+    chi2 = ((counts - count * p) ** 2 / (count * p))[common].sum().item()
+    assert chi2 < common.sum().item() + 5 * math.sqrt(2 * common.sum().item())
+    assert drawn.rows == model.sample(count, seed=1).rows
+    assert drawn.rows != model.sample(count, seed=2).rows
+
+
+def test_the_end_is_a_token_unless_it_was_forced():
+    model = sentence_model(0)
+    red = IDS[0]
+    assert model.tokens([[red], [red] * 3, [red] * LONGEST]) == 2 + 4 + LONGEST
+    logp = model.logp([[red]])
+    assert model.perplexity([[red]], logp) == pytest.approx(math.exp(-logp.item() / 2))
+
+
+def test_distances_are_those_of_dense_probabilities_after_every_prefix():
+    """Step by step, each sentence by itself: no batch, no padding, no hook on the head."""
+    p, q = sentence_model(0), sentence_model(1)
+    rows = [SENTENCES[0], SENTENCES[20], SENTENCES[-1]]
+    allowed, found = [*IDS, TOKENIZER.eos_token_id], []
+    for row in rows:
+        for length in range(min(len(row) + 1, LONGEST)):
+            ids = torch.tensor([[TOKENIZER.eos_token_id, *row[:length]]])
+            words = allowed if length else IDS
+            logps = [
+                each.model(input_ids=each.source.unsqueeze(0), decoder_input_ids=ids)
+                .logits[0, -1, words]
+                .log_softmax(0)
+                .unsqueeze(0)
+                for each in (p, q)
+            ]
+            found.append(torch.stack([each[0] for each in token_distances(*logps)]))
+    expected = torch.stack(found).mean(0).double()
+    torch.testing.assert_close(torch.stack([*compare(p, q, rows)]), expected, rtol=1e-4, atol=1e-6)
+    assert compare(p, p, rows).tvd == 0
+
+
+def test_sequence_tvd_of_samples_is_that_of_the_enumerated_models():
+    p, q = sentence_model(0), sentence_model(1)
+    exact = (p.logp(SENTENCES).exp() - q.logp(SENTENCES).exp()).abs().sum().item() / 2
+    for one, other in ((p, q), (q, p)):
+        drawn = one.sample(20_000, seed=3)
+        found = sequence_tvd(drawn.logp, other.logp(drawn.rows))
+        assert abs(found.mean - exact) < 4 * found.standard_error
+
+
+# --- the recipe ---------------------------------------------------------------------------------
+
+
+def test_every_objective_takes_part_and_its_config_is_right(tmp_path):
+    """A new entry of OBJECTIVES that needs numbers wants a line in the recipe."""
+    sections = objectives()
+    assert {section["name"] for section in sections.values()} == set(OBJECTIVES)
+    for name, section in sections.items():
+        file = tmp_path / f"{name}.yaml"
+        tree = student_config(Settings(patience=3), tmp_path, tmp_path, section, 1)
+        file.write_text(json.dumps(tree))
+        assert load_config(file).objective.build()
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("A dog's ball.", "a dog 's ball ."),
+        ("a black-and-white cat , asleep .", "a black - and - white cat , asleep ."),
+        ("  ", ""),
+    ],
+)
+def test_captions_become_words_and_stay_so(caption, words):
+    assert words_of(caption) == words
+    assert words_of(words) == words
+
+
+# --- the stages ---------------------------------------------------------------------------------
+
+TINY = dataclasses.replace(
+    QUICK, width=8, oracle_epochs=2, epochs=2, train=60, validation=20, test=30, compared=10,
+    captions=40, caption_validation=10, longest=6, max_tokens=128,
+)  # fmt: skip
+WANTED = [(name, seed) for seed in (1, 2) for name in ("ce", "tailr-0.1")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("synthetic")
+    files = root / "captions.txt", root / "more.txt"
+    files[0].write_text("\n".join(text(i, 2 + i % 4) for i in range(40)))
+    files[1].write_text("\n".join(text(i, 2 + i % 3) for i in range(10)))
+    experiment = Experiment(root / "output", TINY)
+    synthetic.run(experiment, *files, WANTED, 1)
+    return experiment, files
+
+
+def test_one_command_makes_every_file(finished):
+    experiment, _ = finished
+    lines = (experiment.root / "results.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [(r["objective"], r["seed"]) for r in records] == sorted(WANTED)
+    for record in records:
+        assert {*tables.COLUMNS} <= record["figures"].keys()
+        assert all(math.isfinite(value) for value in record["figures"].values())
+        assert 0 <= record["figures"]["sequence_tvd"] <= 1
+        assert record["versions"].keys() == {"tvd-gen", "torch", "transformers"}
+        assert 1 <= record["training"]["best_epoch"] <= 2
+    table = (experiment.root / "table.md").read_text()
+    assert "| tailr-0.1 | 2 |" in table
+    test = (experiment.data / "test.jsonl").read_text().splitlines()
+    assert {word for line in test for word in json.loads(line)["target"].split()} <= {*WORDS}
+
+
+def test_the_same_command_does_nothing_twice(finished):
+    experiment, files = finished
+    before = {path: path.stat().st_mtime_ns for path in experiment.root.rglob("*.safetensors")}
+    synthetic.run(experiment, *files, WANTED, 1)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_student_that_lost_its_last_stage_gets_the_same_figures(finished):
+    """Where a kill fell between training and measuring."""
+    experiment, _ = finished
+    file = experiment.student("tailr-0.1", 2) / "figures.json"
+    before = json.loads(file.read_text())
+    file.unlink()
+    run_student(experiment, "tailr-0.1", 2, lambda _: None)
+    after = json.loads(file.read_text())
+    assert (before["figures"], before["training"]) == (after["figures"], after["training"])
+
+
+def test_other_settings_are_refused(finished):
+    """Else a table would mix students of two experiments."""
+    experiment, files = finished
+    other = Experiment(experiment.root, dataclasses.replace(TINY, test=31))
+    with pytest.raises(ConfigError, match="test was 30"):
+        synthetic.run(other, *files, WANTED, 1)
+
+
+def test_the_command_line_knows_its_objectives():
+    given = synthetic.parse(["--captions", "a", "--validation", "b", "--objectives", "ce"])
+    assert given.seeds == [1, 2, 3, 4, 5]
+    with pytest.raises(SystemExit):
+        synthetic.parse(["--captions", "a", "--validation", "b", "--objectives", "cee"])
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4, 9])
+@pytest.mark.parametrize("t", [0.0, 0.3, -2.0, 40.0])
+def test_p_is_students(t, freedom):
+    x = freedom / (freedom + t * t)
+    expected = float(mpmath.betainc(freedom / 2, 0.5, 0, x, regularized=True))
+    assert tables.two_sided(t, freedom) == pytest.approx(expected, rel=1e-6)
+
+
+def test_differences_are_paired_by_seed():
+    """Seeds differ by more than objectives do."""
+
+    def record(name, seed, shift):
+        figures = dict.fromkeys(tables.COLUMNS, 10 * seed + (1 + 0.01 * seed) * shift)
+        return {"objective": name, "seed": seed, "figures": figures}
+
+    records = [record("ce", seed, 0) for seed in (1, 2, 3)]
+    records += [record("tailr", seed, 1) for seed in (1, 2)]
+    table = tables.render(records, {})
+    assert "| ce | 3 | 20 ± 10 |" in table
+    assert "| tailr | 2 | +1.01 (p 0.0031) |" in table
+    assert tables.paired_p([1.0]) is None
+    assert tables.paired_p([1.0, 1.0]) is None
+    assert tables.paired_p([1.0, 1.1, 0.9]) < 0.01
