@@ -33,14 +33,17 @@ class Settings:
     learning_rate: float = 1e-3
     max_tokens: int = 4096
     dropout: float = 0.1
+    evaluations: int = 50
+    """how often a run's nll is looked at, evenly spread; published: after every epoch"""
     patience: int | None = None
-    """stop a student after so many epochs without a lower nll; None: all epochs, as published"""
+    """stop a student after so many evaluations without a lower nll; None: never, as published"""
 
 
 QUICK = Settings(
     width=32,
     oracle_epochs=3,
     epochs=3,
+    evaluations=3,
     train=400,
     validation=200,
     test=400,
@@ -109,8 +112,10 @@ def _config(
         "adam_beta2": 0.999,
         "weight_decay": 0.0,
         "max_grad_norm": 0.1,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 1 / settings.evaluations,
+        "save_steps": 1 / settings.evaluations,
         "save_total_limit": 1,
         "logging_strategy": "epoch",
         "load_best_model_at_end": True,  # the lowest nll, as published

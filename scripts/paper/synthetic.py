@@ -89,7 +89,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--objectives", nargs="+", choices=known, default=known, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--epochs", type=int, help="of a student; published: 100")
-    parser.add_argument("--patience", type=int, help="stop after so many epochs without a best one")
+    parser.add_argument(
+        "--patience", type=int, help="stop after so many evaluations without a best"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="students at a time, a core each")
     parser.add_argument("--quick", action="store_true")
     return parser.parse_args(arguments)
