@@ -34,7 +34,8 @@ class Settings:
     max_tokens: int = 4096
     dropout: float = 0.1
     evaluations: int = 50
-    """how often a run's nll is looked at, evenly spread; published: after every epoch"""
+    """how often a run's nll is looked at, evenly spread, but not more often than once an epoch;
+    published: after every epoch"""
     patience: int | None = None
     """stop a student after so many evaluations without a lower nll; None: never, as published"""
 
@@ -103,6 +104,8 @@ def _config(
         "hidden_size": settings.width,
         "dropout": settings.dropout,
     }
+    # a share of all steps; 1 would be a number of steps
+    look = 1 / max(2, min(settings.evaluations, epochs))
     splits = {name: str(data / f"{name}.jsonl") for name in ("train", "validation")}
     training = {
         "max_tokens": settings.max_tokens,
@@ -114,8 +117,8 @@ def _config(
         "max_grad_norm": 0.1,
         "eval_strategy": "steps",
         "save_strategy": "steps",
-        "eval_steps": 1 / settings.evaluations,
-        "save_steps": 1 / settings.evaluations,
+        "eval_steps": look,
+        "save_steps": look,
         "save_total_limit": 1,
         "logging_strategy": "epoch",
         "load_best_model_at_end": True,  # the lowest nll, as published
