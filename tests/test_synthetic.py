@@ -18,7 +18,7 @@ from sentences import GO, SentenceModel, compare
 from stages import Experiment, run_student, words_of
 from tvd_gen import OBJECTIVES
 from tvd_gen.config import load_config
-from tvd_gen.errors import ConfigError
+from tvd_gen.errors import ConfigError, NonFiniteError
 from tvd_gen.metrics.distances import sequence_tvd, token_distances
 from tvd_gen.models import TokenizerSpec, train_tokenizer
 
@@ -183,6 +183,19 @@ def test_a_student_that_lost_its_last_stage_gets_the_same_figures(finished):
     run_student(experiment, "tailr-0.1", 2, lambda _: None)
     after = json.loads(file.read_text())
     assert (before["figures"], before["training"]) == (after["figures"], after["training"])
+
+
+def test_a_student_that_diverges_spoils_no_other(finished, monkeypatch):
+    """One objective of twenty, at night."""
+    experiment, _ = finished
+
+    def diverges(_experiment, name, seed, _say):
+        if name == "gce":
+            raise NonFiniteError("step 7: the loss is nan")
+
+    monkeypatch.setattr(synthetic, "run_student", diverges)
+    faults = synthetic.run_students(experiment, [("gce", 1), ("dft", 1), ("ce", 1)], 1)
+    assert faults == ["gce, seed 1: step 7: the loss is nan"]
 
 
 def test_other_settings_are_refused(finished):

@@ -8,6 +8,7 @@ the source's own word; what is forbidden has probability 0 and the rest is norma
 Every token counts but an end that was forced.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,8 +120,8 @@ class SentenceModel:
         return total
 
     def perplexity(self, rows: Sequence[Ids], logp: Tensor) -> float:
-        """exp of the mean -log p of a token."""
-        return float((-logp.sum() / self.tokens(rows)).exp())
+        """exp of the mean -log p of a token; it stops at exp(700), to stay a JSON number."""
+        return math.exp(min(-float(logp.sum()) / self.tokens(rows), 700.0))
 
     def _logits(self, rows: Sequence[Ids]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(N,) rows, (N, V) logits and (N,) targets of all their tokens, batch by batch."""

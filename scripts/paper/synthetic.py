@@ -14,7 +14,7 @@ import dataclasses
 import json
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import torch
 import synthetic_table
 from recipe import QUICK, Settings, objectives
 from stages import Experiment, fix, read_captions, run_student, sample_oracle, train_oracle
-from tvd_gen.errors import TvdGenError
+from tvd_gen.errors import NonFiniteError, TvdGenError
 
 
 def say(line: str) -> None:
@@ -35,27 +35,37 @@ def quiet(_: str) -> None:
     """No news."""
 
 
-def one_student(experiment: Experiment, name: str, seed: int) -> None:
-    """A student in a process of its own, or in this one."""
+def one_student(experiment: Experiment, name: str, seed: int) -> str | None:
+    """A student, on one core; what went wrong, if it is this student's own fault."""
     torch.set_num_threads(1)
-    run_student(experiment, name, seed, quiet)
+    try:
+        run_student(experiment, name, seed, quiet)
+    except NonFiniteError as error:  # an objective may well diverge
+        return f"{name}, seed {seed}: {error}"
+    return None
 
 
-def run_students(experiment: Experiment, wanted: Sequence[tuple[str, int]], jobs: int) -> None:
-    """Train and measure those that have no figures yet, `jobs` at a time."""
+def run_students(experiment: Experiment, wanted: Sequence[tuple[str, int]], jobs: int) -> list[str]:
+    """Train and measure those that have no figures yet, `jobs` at a time; the ones that failed."""
     left = [each for each in wanted if not (experiment.student(*each) / "figures.json").exists()]
+    faults = []
+    for done, (each, fault) in enumerate(_students(experiment, left, jobs), start=1):
+        say(f"{done} of {len(left)}: {fault or f'{each[0]}, seed {each[1]}'}")
+        faults += [fault] if fault else []
+    return faults
+
+
+def _students(
+    experiment: Experiment, wanted: Sequence[tuple[str, int]], jobs: int
+) -> Iterator[tuple[tuple[str, int], str | None]]:
     if jobs == 1:
-        for done, each in enumerate(left, start=1):
-            one_student(experiment, *each)
-            say(f"{done} of {len(left)}: {each[0]}, seed {each[1]}")
+        yield from ((each, one_student(experiment, *each)) for each in wanted)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        runs = {pool.submit(one_student, experiment, *each): each for each in left}
+        runs = {pool.submit(one_student, experiment, *each): each for each in wanted}
         try:
-            for done, run in enumerate(as_completed(runs), start=1):
-                run.result()
-                say(f"{done} of {len(left)}: {runs[run][0]}, seed {runs[run][1]}")
+            yield from ((runs[run], run.result()) for run in as_completed(runs))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -67,14 +77,15 @@ def run(
     validation: Path,
     wanted: Sequence[tuple[str, int]],
     jobs: int,
-) -> str:
-    """All stages that are not done; the table."""
+) -> tuple[str, list[str]]:
+    """All stages that are not done; the table, and the students that failed."""
     fix(experiment, captions, validation)
     read_captions(experiment, captions, validation)
     train_oracle(experiment, say)
     sample_oracle(experiment, say)
-    run_students(experiment, wanted, jobs)
-    return synthetic_table.write(experiment.root, json.loads(experiment.own.read_text())["figures"])
+    faults = run_students(experiment, wanted, jobs)
+    oracle = json.loads(experiment.own.read_text())["figures"]
+    return synthetic_table.write(experiment.root, oracle), faults
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -107,9 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # seed by seed: a stopped experiment has whole pairs
     wanted = [(name, seed) for seed in given.seeds for name in given.objectives]
     try:
-        say("\n" + run(experiment, given.captions, given.validation, wanted, given.jobs))
+        table, faults = run(experiment, given.captions, given.validation, wanted, given.jobs)
     except TvdGenError as error:
-        sys.exit(f"{error}")
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    say(f"\n{table}")
+    if faults:
+        sys.exit("\n".join(["without figures:", *faults]))
 
 
 if __name__ == "__main__":
