@@ -579,6 +579,27 @@ def test_a_signal_saves_and_the_resumed_run_is_exact(number, moment, step, signa
     assert differences(signalled, end(resumed)) == []
 
 
+@pytest.mark.parametrize("moment", [("begin", 7), ("evaluation", 8)])
+def test_a_signal_before_the_last_evaluation_leaves_the_best_model_the_best(moment, tmp_path):
+    """The evaluation that a resumed run catches up on may find the best step; no checkpoint follows
+    it that would say so, and the weights of an earlier one were taken."""
+    case = {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "max_steps": 8,
+        "learning_rate": 1e-3,
+        **BEST,
+    }
+    whole = trainer_for(tmp_path / "whole", **case)
+    whole.train()
+    assert whole.state.best_global_step == 8
+    with pytest.raises(Stopped):
+        trainer_for(tmp_path / "run", Send(signal.SIGTERM, moment[1], moment[0]), **case).train()
+    resumed = trainer_for(tmp_path / "run", process=3, **case)
+    resumed.train(resume_from_checkpoint=True)
+    assert differences(end(whole), end(resumed)) == []
+
+
 def test_no_whole_checkpoint_is_written_over(tmp_path, monkeypatch):
     """Between its removal and the renaming of the next there would be none."""
     saved = []

@@ -280,6 +280,7 @@ class ExactMixin(FiniteMixin):
         self.control.should_evaluate = progress["evaluation_due"]
         if progress["evaluation_due"]:
             self._maybe_log_save_evaluate(self._tr_loss, last["grad_norm"], *rest)
+            self._note_best(self._store())  # it may be this step; no checkpoint follows to say so
         over = over or self.control.should_training_stop
         if (resume.at_boundary or over) and not progress["epoch_ended"]:
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
