@@ -13,9 +13,10 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import connection
 from pathlib import Path
 
 import torch
@@ -49,26 +50,56 @@ def run_students(experiment: Experiment, wanted: Sequence[tuple[str, int]], jobs
     """Train and measure those that have no figures yet, `jobs` at a time; the ones that failed."""
     left = [each for each in wanted if not (experiment.student(*each) / "figures.json").exists()]
     faults = []
-    for done, (each, fault) in enumerate(_students(experiment, left, jobs), start=1):
+    here = ((each, one_student(experiment, *each)) for each in left)
+    students = here if jobs == 1 else _side_by_side(experiment, left, jobs)
+    for done, (each, fault) in enumerate(students, start=1):
         say(f"{done} of {len(left)}: {fault or f'{each[0]}, seed {each[1]}'}")
         faults += [fault] if fault else []
     return faults
 
 
-def _students(
+def _side_by_side(
     experiment: Experiment, wanted: Sequence[tuple[str, int]], jobs: int
 ) -> Iterator[tuple[tuple[str, int], str | None]]:
-    if jobs == 1:
-        yield from ((each, one_student(experiment, *each)) for each in wanted)
-        return
+    """Each in a process of its own; those that still run are stopped with this one, and saved."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        runs = {pool.submit(one_student, experiment, *each): each for each in wanted}
-        try:
-            yield from ((runs[run], run.result()) for run in as_completed(runs))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    waiting, running = [*wanted], {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                each = waiting.pop(0)
+                process = context.Process(target=_in_process, args=(experiment, *each))
+                process.start()
+                running[process.sentinel] = each, process
+            for sentinel in connection.wait([*running]):
+                each, process = running.pop(sentinel)
+                process.join()
+                yield each, _fault(each, process.exitcode)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.join()
+
+
+def _in_process(experiment: Experiment, name: str, seed: int) -> None:
+    try:
+        fault = one_student(experiment, name, seed)
+    except TvdGenError as error:
+        print(f"{name}, seed {seed}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    if fault:
+        print(fault, file=sys.stderr)
+        sys.exit(NonFiniteError.exit_code)
+
+
+def _fault(each: tuple[str, int], code: int) -> str | None:
+    if code == 0:
+        return None
+    fault = f"{each[0]}, seed {each[1]}: exit code {code}"
+    if code != NonFiniteError.exit_code:
+        raise RuntimeError(f"{fault}; the same command goes on")
+    return fault
 
 
 def run(
@@ -117,11 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     experiment = Experiment(given.output, settings)
     # seed by seed: a stopped experiment has whole pairs
     wanted = [(name, seed) for seed in given.seeds for name in given.objectives]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every finally
     try:
         table, faults = run(experiment, given.captions, given.validation, wanted, given.jobs)
-    except TvdGenError as error:
+    except (TvdGenError, RuntimeError) as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(getattr(error, "exit_code", 1))
     say(f"\n{table}")
     if faults:
         sys.exit("\n".join(["without figures:", *faults]))
