@@ -12,7 +12,7 @@ from tiny import WORDS, text
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 import synthetic
-import tables
+import synthetic_table
 from recipe import QUICK, Settings, objectives, student_config
 from sentences import GO, SentenceModel, compare
 from stages import Experiment, run_student, words_of
@@ -156,7 +156,7 @@ def test_one_command_makes_every_file(finished):
     records = [json.loads(line) for line in lines]
     assert [(r["objective"], r["seed"]) for r in records] == sorted(WANTED)
     for record in records:
-        assert {*tables.COLUMNS} <= record["figures"].keys()
+        assert {*synthetic_table.COLUMNS} <= record["figures"].keys()
         assert all(math.isfinite(value) for value in record["figures"].values())
         assert 0 <= record["figures"]["sequence_tvd"] <= 1
         assert record["versions"].keys() == {"tvd-gen", "torch", "transformers"}
@@ -221,21 +221,21 @@ def test_the_command_line_knows_its_objectives():
 def test_p_is_students(t, freedom):
     x = freedom / (freedom + t * t)
     expected = float(mpmath.betainc(freedom / 2, 0.5, 0, x, regularized=True))
-    assert tables.two_sided(t, freedom) == pytest.approx(expected, rel=1e-6)
+    assert synthetic_table.two_sided(t, freedom) == pytest.approx(expected, rel=1e-6)
 
 
 def test_differences_are_paired_by_seed():
     """Seeds differ by more than objectives do."""
 
     def record(name, seed, shift):
-        figures = dict.fromkeys(tables.COLUMNS, 10 * seed + (1 + 0.01 * seed) * shift)
+        figures = dict.fromkeys(synthetic_table.COLUMNS, 10 * seed + (1 + 0.01 * seed) * shift)
         return {"objective": name, "seed": seed, "figures": figures}
 
     records = [record("ce", seed, 0) for seed in (1, 2, 3)]
     records += [record("tailr", seed, 1) for seed in (1, 2)]
-    table = tables.render(records, {})
+    table = synthetic_table.render(records, {})
     assert "| ce | 3 | 20 ± 10 |" in table
     assert "| tailr | 2 | +1.01 (p 0.0031) |" in table
-    assert tables.paired_p([1.0]) is None
-    assert tables.paired_p([1.0, 1.0]) is None
-    assert tables.paired_p([1.0, 1.1, 0.9]) < 0.01
+    assert synthetic_table.paired_p([1.0]) is None
+    assert synthetic_table.paired_p([1.0, 1.0]) is None
+    assert synthetic_table.paired_p([1.0, 1.1, 0.9]) < 0.01
