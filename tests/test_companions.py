@@ -23,7 +23,7 @@ from tvd_gen.objectives import (
     Sequences,
     Unlikelihood,
 )
-from tvd_gen.trainer.output_head import IGNORE
+from tvd_gen.trainer.interception import IGNORE
 
 SPLIT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 LEVELS = [

@@ -78,21 +78,44 @@ def _needs_numbers(cls: Any) -> bool:
     return any(f.default is f.default_factory is dataclasses.MISSING for f in fields)
 
 
-def oracle_config(settings: Settings, captions: Path) -> dict[str, Any]:
+FROM_CE = ("gold", "asft")
+"""They go on from what cross-entropy has learned, as published."""
+
+
+def looks_at_ce(section: Mapping[str, Any]) -> bool:
+    """Whether an objective has a reference model, for which its seed's student of ce is taken."""
+    needs = OBJECTIVES[section["name"]].needs
+    return not needs.isdisjoint({"reference", "embeddings"})
+
+
+def oracle_config(settings: Settings, captions: Path, seed: int) -> dict[str, Any]:
     """The oracle: cross-entropy on the captions, with every word that occurs in them."""
     tokenizer = {"type": "word", "vocab_size": 1_000_000}
     tree = _config(settings, captions, tokenizer, settings.oracle_epochs)
-    return {**tree, "seed": 42, "objective": {"name": "ce"}}
+    return {**tree, "seed": seed, "objective": {"name": "ce"}}
 
 
 def student_config(
-    settings: Settings, data: Path, oracle: Path, section: Mapping[str, Any], seed: int
+    settings: Settings,
+    data: Path,
+    oracle: Path,
+    section: Mapping[str, Any],
+    seed: int,
+    ce: Path,
 ) -> dict[str, Any]:
-    """A student: an objective, on the oracle's sentences, with the oracle's words."""
+    """A student: an objective, on the oracle's sentences, with the oracle's words.
+
+    ce: the run folder of cross-entropy's student, which some begin from or look at.
+    """
     tree = _config(settings, data, {"pretrained": str(oracle / "model")}, settings.epochs)
     if settings.patience is not None:
         tree["training"]["early_stopping_patience"] = settings.patience
-    return {**tree, "seed": seed, "objective": dict(section)}
+    objective = dict(section)
+    if looks_at_ce(section):
+        objective["reference"] = str(ce / "model")
+    if section["name"] in FROM_CE:
+        tree["model"] = {"pretrained": str(ce / "model"), "config": {"dropout": settings.dropout}}
+    return {**tree, "seed": seed, "objective": objective}
 
 
 def _config(

@@ -24,25 +24,30 @@ from tvd_gen.run.folder import write_json, write_lines
 
 Say = Callable[[str], None]
 
-ORACLE_SEEDS = {"train": 1, "validation": 2, "test": 3, "again": 4}
+DRAWS = ("train", "validation", "test", "again")
 PACKAGES = ("tvd-gen", "torch", "transformers")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A folder, and what its numbers hang on."""
+    """One seed's oracle and students: a folder, and what its numbers hang on."""
 
     root: Path
     settings: Settings
+    seed: int
 
     captions = property(lambda self: self.root / "captions")
     oracle = property(lambda self: self.root / "oracle")
     data = property(lambda self: self.root / "data")
     own = property(lambda self: self.root / "oracle-figures.json")
 
-    def student(self, name: str, seed: int) -> Path:
+    def student(self, name: str) -> Path:
         """The run folder of a student; its figures.json is its last file."""
-        return Path(self.root, "students", f"{name}-seed{seed}")
+        return Path(self.root, "students", name)
+
+    def draw(self, what: str) -> int:
+        """A seed for sampling from the oracle."""
+        return 10 * self.seed + DRAWS.index(what)
 
 
 def fix(experiment: Experiment, captions: Path, validation: Path) -> None:
@@ -78,7 +83,8 @@ def read_captions(experiment: Experiment, captions: Path, validation: Path) -> N
 
 def train_oracle(experiment: Experiment, say: Say) -> None:
     """The oracle, a run like any other."""
-    _run(experiment.oracle, oracle_config(experiment.settings, experiment.captions), say)
+    tree = oracle_config(experiment.settings, experiment.captions, experiment.seed)
+    _run(experiment.oracle, tree, say)
 
 
 def sample_oracle(experiment: Experiment, say: Say) -> None:
@@ -89,13 +95,13 @@ def sample_oracle(experiment: Experiment, say: Say) -> None:
         return
     oracle = load(experiment.oracle, settings)
     for split, count in counts.items():
-        texts = _texts(oracle, oracle.sample(count, ORACLE_SEEDS[split]))
+        texts = _texts(oracle, oracle.sample(count, experiment.draw(split)))
         # by length: every evaluation of every student then has next to no padding
         ordered = sorted(texts, key=len) if split == "validation" else texts
         _write_rows(experiment.data / f"{split}.jsonl", ordered)
     test = _read_rows(oracle, experiment.data / "test.jsonl")
     logp = oracle.logp(test)
-    drawn = oracle.sample(settings.test, ORACLE_SEEDS["again"])
+    drawn = oracle.sample(settings.test, experiment.draw("again"))
     again = _bleus(oracle, drawn, test)
     figures = {
         "ppl_oracle": oracle.perplexity(drawn.rows, drawn.logp),
@@ -106,18 +112,21 @@ def sample_oracle(experiment: Experiment, say: Say) -> None:
     say(f"oracle: {settings.test} sentences, perplexity {figures['ppl_test']:.2f}")
 
 
-def run_student(experiment: Experiment, name: str, seed: int, say: Say) -> None:
+def run_student(experiment: Experiment, name: str, say: Say) -> None:
     """Train a student and measure it."""
-    folder = experiment.student(name, seed)
+    folder, seed = experiment.student(name), experiment.seed
     result = folder / "figures.json"
     if result.exists():
         return
     section = objectives()[name]
     began = time.monotonic()
-    config = student_config(experiment.settings, experiment.data, experiment.oracle, section, seed)
+    places = experiment.data, experiment.oracle
+    config = student_config(
+        experiment.settings, *places, section, seed, ce=experiment.student("ce")
+    )
     _run(folder, config, say)
     trained = time.monotonic()
-    figures = measure(experiment, folder, seed)
+    figures = measure(experiment, folder)
     seconds = {"train": trained - began, "measure": time.monotonic() - trained}
     record = {
         "objective": name,
@@ -133,14 +142,14 @@ def run_student(experiment: Experiment, name: str, seed: int, say: Say) -> None:
     say(f"{name}, seed {seed}: {seconds['train']:.0f} s + {seconds['measure']:.0f} s")
 
 
-def measure(experiment: Experiment, folder: Path, seed: int) -> dict[str, float]:
+def measure(experiment: Experiment, folder: Path) -> dict[str, float]:
     """All figures of a trained student; perplexities are of a token, the end included."""
     settings = experiment.settings
     oracle, student = load(experiment.oracle, settings), load(folder, settings)
     test = _read_rows(oracle, experiment.data / "test.jsonl")
     test_oracle = torch.tensor(json.loads(experiment.own.read_text())["test_logp"]).double()
     test_student = student.logp(test)
-    drawn = student.sample(settings.test, seed)
+    drawn = student.sample(settings.test, experiment.seed)
     drawn_oracle = oracle.logp(drawn.rows)
     write_lines(folder / "samples.jsonl", ({"text": text} for text in _texts(student, drawn)))
     figures = {

@@ -1,17 +1,18 @@
-"""The synthetic experiment: students of a known oracle, one objective and one seed each.
+"""The synthetic experiment: students of a known oracle, one for each objective and seed.
 
     python scripts/paper/synthetic.py --captions train.txt --validation valid.txt
     python scripts/paper/synthetic.py ... --objectives ce tailr-1e-07 --seeds 1 2 3 --jobs 2
     python scripts/paper/synthetic.py ... --quick      # minutes; its figures mean nothing
 
 An LSTM that was trained on captions, one a line, is the oracle. Students learn from its sentences
-and are measured against it: both distributions are known. The same command goes on where it was
-stopped. OUTPUT/results.jsonl has a line for each student, OUTPUT/table.md the comparison.
+and are measured against it: both distributions are known. A seed has an oracle of its own, so that
+seeds can be made on different days and differences are not one oracle's. The same command goes on
+where it was stopped. OUTPUT/results.jsonl has a line for each student, OUTPUT/table.md the
+comparison.
 """
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
 import signal
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 
 import synthetic_table
-from recipe import QUICK, Settings, objectives
+from recipe import QUICK, Settings, looks_at_ce, objectives
 from stages import Experiment, fix, read_captions, run_student, sample_oracle, train_oracle
 from tvd_gen.errors import NonFiniteError, TvdGenError
 
@@ -36,45 +37,56 @@ def quiet(_: str) -> None:
     """No news."""
 
 
-def one_student(experiment: Experiment, name: str, seed: int) -> str | None:
+def one_student(experiment: Experiment, name: str) -> str | None:
     """A student, on one core; what went wrong, if it is this student's own fault."""
     torch.set_num_threads(1)
     try:
-        run_student(experiment, name, seed, quiet)
+        run_student(experiment, name, quiet)
     except NonFiniteError as error:  # an objective may well diverge
-        return f"{name}, seed {seed}: {error}"
+        return f"{name}, seed {experiment.seed}: {error}"
     return None
 
 
-def run_students(experiment: Experiment, wanted: Sequence[tuple[str, int]], jobs: int) -> list[str]:
-    """Train and measure those that have no figures yet, `jobs` at a time; the ones that failed."""
-    left = [each for each in wanted if not (experiment.student(*each) / "figures.json").exists()]
+def run_students(experiment: Experiment, names: Sequence[str], jobs: int) -> list[str]:
+    """Train and measure those that have no figures yet, `jobs` at a time; the ones that failed.
+
+    Those that look at the student of cross-entropy come after it.
+    """
+    after = [name for name in names if looks_at_ce(objectives()[name])]
+    first = [name for name in names if name not in after]
+    if after and "ce" not in first:
+        first = ["ce", *first]
+    return [fault for part in (first, after) for fault in _run_part(experiment, part, jobs)]
+
+
+def _run_part(experiment: Experiment, names: Sequence[str], jobs: int) -> list[str]:
+    left = [name for name in names if not (experiment.student(name) / "figures.json").exists()]
     faults = []
-    here = ((each, one_student(experiment, *each)) for each in left)
+    here = ((name, one_student(experiment, name)) for name in left)
     students = here if jobs == 1 else _side_by_side(experiment, left, jobs)
-    for done, (each, fault) in enumerate(students, start=1):
-        say(f"{done} of {len(left)}: {fault or f'{each[0]}, seed {each[1]}'}")
+    for done, (name, fault) in enumerate(students, start=1):
+        say(f"seed {experiment.seed}, {done} of {len(left)}: {fault or name}")
         faults += [fault] if fault else []
     return faults
 
 
 def _side_by_side(
-    experiment: Experiment, wanted: Sequence[tuple[str, int]], jobs: int
-) -> Iterator[tuple[tuple[str, int], str | None]]:
+    experiment: Experiment, names: Sequence[str], jobs: int
+) -> Iterator[tuple[str, str | None]]:
     """Each in a process of its own; those that still run are stopped with this one, and saved."""
     context = multiprocessing.get_context("spawn")
-    waiting, running = [*wanted], {}
+    waiting, running = [*names], {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                each = waiting.pop(0)
-                process = context.Process(target=_in_process, args=(experiment, *each))
+                name = waiting.pop(0)
+                process = context.Process(target=_in_process, args=(experiment, name))
                 process.start()
-                running[process.sentinel] = each, process
+                running[process.sentinel] = name, process
             for sentinel in connection.wait([*running]):
-                each, process = running.pop(sentinel)
+                name, process = running.pop(sentinel)
                 process.join()
-                yield each, _fault(each, process.exitcode)
+                yield name, _fault(f"{name}, seed {experiment.seed}", process.exitcode)
     finally:
         for _, process in running.values():
             process.terminate()
@@ -82,41 +94,45 @@ def _side_by_side(
             process.join()
 
 
-def _in_process(experiment: Experiment, name: str, seed: int) -> None:
+def _in_process(experiment: Experiment, name: str) -> None:
     try:
-        fault = one_student(experiment, name, seed)
+        fault = one_student(experiment, name)
     except TvdGenError as error:
-        print(f"{name}, seed {seed}: {error}", file=sys.stderr)
+        print(f"{name}, seed {experiment.seed}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     if fault:
         print(fault, file=sys.stderr)
         sys.exit(NonFiniteError.exit_code)
 
 
-def _fault(each: tuple[str, int], code: int) -> str | None:
+def _fault(student: str, code: int) -> str | None:
     if code == 0:
         return None
-    fault = f"{each[0]}, seed {each[1]}: exit code {code}"
+    fault = f"{student}: exit code {code}"
     if code != NonFiniteError.exit_code:
         raise RuntimeError(f"{fault}; the same command goes on")
     return fault
 
 
 def run(
-    experiment: Experiment,
+    output: Path,
+    settings: Settings,
     captions: Path,
     validation: Path,
-    wanted: Sequence[tuple[str, int]],
+    names: Sequence[str],
+    seeds: Sequence[int],
     jobs: int,
 ) -> tuple[str, list[str]]:
     """All stages that are not done; the table, and the students that failed."""
-    fix(experiment, captions, validation)
-    read_captions(experiment, captions, validation)
-    train_oracle(experiment, say)
-    sample_oracle(experiment, say)
-    faults = run_students(experiment, wanted, jobs)
-    oracle = json.loads(experiment.own.read_text())["figures"]
-    return synthetic_table.write(experiment.root, oracle), faults
+    faults = []
+    for seed in seeds:  # a stopped experiment has whole seeds
+        experiment = Experiment(output / f"seed-{seed}", settings, seed)
+        fix(experiment, captions, validation)
+        read_captions(experiment, captions, validation)
+        train_oracle(experiment, say)
+        sample_oracle(experiment, say)
+        faults += run_students(experiment, names, jobs)
+    return synthetic_table.write(output), faults
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -145,12 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = QUICK if given.quick else Settings()
     changes = {"epochs": given.epochs, "patience": given.patience}
     settings = dataclasses.replace(settings, **{k: v for k, v in changes.items() if v is not None})
-    experiment = Experiment(given.output, settings)
-    # seed by seed: a stopped experiment has whole pairs
-    wanted = [(name, seed) for seed in given.seeds for name in given.objectives]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every finally
     try:
-        table, faults = run(experiment, given.captions, given.validation, wanted, given.jobs)
+        files = given.captions, given.validation
+        wanted = given.objectives, given.seeds, given.jobs
+        table, faults = run(given.output, settings, *files, *wanted)
     except (TvdGenError, RuntimeError) as error:
         print(error, file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))

@@ -3,12 +3,12 @@
 from tvd_gen.trainer.exact import ExactMixin
 from tvd_gen.trainer.finite import check_finite
 from tvd_gen.trainer.identity import may_change
+from tvd_gen.trainer.interception import take_targets, target_logits
 from tvd_gen.trainer.mixin import (
     ObjectiveMixin,
     ObjectiveTrainer,
     Seq2SeqObjectiveTrainer,
 )
-from tvd_gen.trainer.output_head import take_targets, target_logits
 
 __all__ = [
     "ExactMixin",

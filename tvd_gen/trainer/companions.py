@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tvd_gen.trainer.output_head import Look, OutputHead, describe
+from tvd_gen.trainer.interception import Look
+from tvd_gen.trainer.output_head import OutputHead, describe
 
 Source = Literal["model", "eval", "ema", "lagged"]
 
@@ -69,9 +70,9 @@ class Companion:
 
     def embeddings(self) -> Tensor:
         """(V, E) of what its decoder reads."""
-        decoder = self.core.get_decoder() if self.core.config.is_encoder_decoder else self.core
-        table = (decoder or self.core).get_input_embeddings()
-        weight: Tensor = table.weight
+        decoder = self.core.get_decoder() if self.core.config.is_encoder_decoder else None
+        of: Any = decoder if hasattr(decoder, "get_input_embeddings") else self.core
+        weight: Tensor = of.get_input_embeddings().weight
         return weight.detach()
 
 

@@ -33,8 +33,7 @@ from tvd_gen.trainer.companions import (
 )
 from tvd_gen.trainer.exact import ExactMixin
 from tvd_gen.trainer.identity import of_weights
-from tvd_gen.trainer.meter import Meter, perplexity
-from tvd_gen.trainer.output_head import (
+from tvd_gen.trainer.interception import (
     IGNORE,
     Interceptor,
     LossRequest,
@@ -42,6 +41,7 @@ from tvd_gen.trainer.output_head import (
     intercept,
     take_targets,
 )
+from tvd_gen.trainer.meter import Meter, perplexity
 
 Inputs = dict[str, Any]
 _ALIGNED = {
