@@ -232,6 +232,64 @@ def test_words_are_what_white_space_parts_the_most_frequent_first():
     assert small("p")["input_ids"] == [small.unk_token_id]
 
 
+GERMAN = [f"Der kleine {a} mag {b} und {b}." for a in ("Hund", "Fuchs") for b in ("uns", "Fisch")]
+PAIRS = [
+    text for pair in zip(GERMAN * (len(TEXTS) // len(GERMAN)), TEXTS, strict=True) for text in pair
+]
+SEPARATE = dataclasses.replace(BPE, vocab_size=420, separate=True)
+TWO_VOCABULARIES = {**ARCHITECTURES["marian"], "share_encoder_decoder_embeddings": False}
+
+
+def test_separate_vocabularies_are_parts_of_the_joint_one():
+    """Each side is cut as the joint bpe cuts it; only the ids and the sizes are its own."""
+    joint = train_tokenizer(dataclasses.replace(SEPARATE, separate=False), PAIRS)
+    pair = train_tokenizer(SEPARATE, PAIRS)
+    assert len(pair.source) < len(joint) > len(pair)
+    for side, texts in ((pair.source, PAIRS[0::2]), (pair, PAIRS[1::2])):
+        assert set(side.get_vocab()) < set(joint.get_vocab())
+        for text in texts:
+            assert side.tokenize(text) == joint.tokenize(text)
+    assert pair.source.all_special_ids == pair.all_special_ids == joint.all_special_ids
+
+
+def test_a_pair_reads_with_one_vocabulary_and_writes_with_the_other(tmp_path):
+    """Sources read by the target's vocabulary would be bytes, and nothing would say so."""
+    pair = train_tokenizer(SEPARATE, PAIRS)
+    text = GERMAN[0]
+    read, written = pair(text)["input_ids"], pair(text_target=text)["input_ids"]
+    assert pair.source.decode(read) == pair.decode(written) == text
+    assert len(read) < len(written)
+    both = pair(text, text_target=text)
+    assert (both["input_ids"], both["labels"]) == (read, written)
+    pair.save_pretrained(tmp_path)
+    loaded = type(pair).load(tmp_path)
+    assert loaded(text)["input_ids"] == read
+    assert loaded(text_target=text)["input_ids"] == written
+    assert loaded.pad_token_id == pair.pad_token_id
+
+
+def test_a_model_of_two_vocabularies_is_saved_with_both(tmp_path):
+    model, pair = load(architecture=TWO_VOCABULARIES, tokenizer=SEPARATE, texts=PAIRS)
+    summary = describe_model(model)
+    assert (summary.read_vocabulary, summary.vocabulary) == (len(pair.source), len(pair))
+    save(model, pair, tmp_path)
+    loaded, again = load(pretrained=str(tmp_path))
+    assert again(GERMAN)["input_ids"] == pair(GERMAN)["input_ids"]
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert loaded.lm_head.weight is loaded.model.decoder.embed_tokens.weight
+
+
+def test_two_vocabularies_need_a_model_for_them():
+    message = message_of(architecture=ARCHITECTURES["bart"], tokenizer=SEPARATE, texts=PAIRS)
+    assert "marian with share_encoder_decoder_embeddings: false" in message
+    message = message_of(
+        architecture={**TWO_VOCABULARIES, "decoder_vocab_size": 99},
+        tokenizer=SEPARATE,
+        texts=PAIRS,
+    )
+    assert "decoder_vocab_size: 99 is less" in message
+
+
 @pytest.mark.parametrize("texts", [None, [], [" "]])
 def test_no_texts_no_tokenizer(texts):
     assert "no training texts" in message_of(architecture=GPT2, tokenizer=BPE, texts=texts)

@@ -95,12 +95,23 @@ def architecture(tree: Tree) -> Iterator[Fault]:
 def tokenizer(tree: Tree) -> Iterator[Fault]:
     """A tokenizer is pretrained or trained."""
     fields = section(section(tree, "model"), "tokenizer")
+    yield from _separate(tree, fields)
     if fields.get("pretrained") is None:
         return
-    for name in _changed(fields, TokenizerSpec, "type", "vocab_size", "lowercase"):
+    for name in _changed(fields, TokenizerSpec, "type", "vocab_size", "lowercase", "separate"):
         yield Fault(
             ("model", "tokenizer", name), "has no effect on a pretrained tokenizer; remove it"
         )
+
+
+def _separate(tree: Tree, fields: Mapping[str, Any]) -> Iterator[Fault]:
+    task, path = task_of(tree), ("model", "tokenizer", "separate")
+    if fields.get("separate") is not True:
+        return
+    if task and not task.has_source:
+        yield Fault(path, f"needs sources and targets; {task.name} has none")
+    if fields.get("type", "bpe") != "bpe":
+        yield Fault(path, "only bpe can be parted into two vocabularies; set type: bpe")
 
 
 def shipped_corpus(tree: Tree) -> Iterator[Fault]:

@@ -334,20 +334,24 @@ def check_fits(
     dataset: Dataset,
     *,
     vocab_size: int,
+    read_vocab_size: int | None = None,
     max_positions: int | None = None,
     place: Place | None = None,
 ) -> None:
     """Raise for rows the model has no room for: ids from `vocab_size` on, or too many of them.
 
+    `read_vocab_size` is that of the input ids where it is another one.
+
     Without this check the model stops in the middle of training with an index out of range.
     """
-    for name in ("input_ids", "labels"):
+    sizes = {"input_ids": read_vocab_size or vocab_size, "labels": vocab_size}
+    for name, size in sizes.items():
         column = dataset.data.column(name).combine_chunks()
         highest = pyarrow.compute.max(column.flatten()).as_py()
-        if highest is not None and highest >= vocab_size:
+        if highest is not None and highest >= size:
             raise ConfigError(
                 f"the tokenizer makes the id {highest}, and the model's vocabulary ends at "
-                f"{vocab_size - 1}; is it this model's tokenizer?"
+                f"{size - 1}; is it this model's tokenizer?"
             )
     lengths = dataset["length"]
     longest = max(range(len(dataset)), key=lambda i: lengths[i])

@@ -10,7 +10,7 @@ from tvd_gen.models.spec import ModelSpec, TokenizerSpec
 if TYPE_CHECKING:
     from tvd_gen.models.load import ModelSummary, describe_model, freeze, load_model, save
     from tvd_gen.models.smollm import cache_folder
-    from tvd_gen.models.tokenizer import train_tokenizer
+    from tvd_gen.models.tokenizer import reader_of, train_tokenizer
 
 _HOMES = {
     "ModelSummary": "load",
@@ -20,6 +20,7 @@ _HOMES = {
     "save": "load",
     "cache_folder": "smollm",
     "train_tokenizer": "tokenizer",
+    "reader_of": "tokenizer",
 }
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "describe_model",
     "freeze",
     "load_model",
+    "reader_of",
     "save",
     "train_tokenizer",
 ]

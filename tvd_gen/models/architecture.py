@@ -18,6 +18,7 @@ from transformers import (
 
 import tvd_gen.models.lstm  # noqa: F401  # makes lstm_seq2seq known
 from tvd_gen.errors import ModelError
+from tvd_gen.models.tokenizer import PairTokenizer, reader_of
 
 # read by the configs although their classes do not list them
 UNLISTED = {"rope_theta", "rope_scaling", "decoder_start_token_id", "tie_word_embeddings"}
@@ -53,7 +54,12 @@ def _single(
     known = known_fields(CONFIG_MAPPING[model_type])
     check_fields(given, known, where)
     ids = _special_ids(CONFIG_MAPPING[model_type], tokenizer)
-    derived = {"vocab_size": len(tokenizer), **{n: i for n, i in ids.items() if n in known}}
+    derived = {
+        "vocab_size": len(reader_of(tokenizer)),
+        **{n: i for n, i in ids.items() if n in known},
+    }
+    if isinstance(tokenizer, PairTokenizer) and "decoder_vocab_size" in known:
+        derived["decoder_vocab_size"] = len(tokenizer)
     return _construct(where, model_type, {**derived, **implied, **given})
 
 
@@ -168,12 +174,31 @@ def one_line(fault: BaseException) -> str:
 def _check_vocabulary(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, where: str
 ) -> None:
+    if isinstance(tokenizer, PairTokenizer):
+        return _check_vocabularies(config, tokenizer, where)
     parts = [config.encoder, config.decoder] if hasattr(config, "encoder") else [config]
     for part in parts:
         if part.vocab_size < len(tokenizer):
             raise ModelError(
                 f"{where}.vocab_size: {part.vocab_size} is less than the tokenizer's "
                 f"{len(tokenizer)} tokens; leave it out, or make model.tokenizer.vocab_size smaller"
+            )
+
+
+def _check_vocabularies(config: PreTrainedConfig, tokenizer: PairTokenizer, where: str) -> None:
+    if getattr(config, "share_encoder_decoder_embeddings", True):
+        raise ModelError(
+            f"{where}: model.tokenizer.separate makes two vocabularies; it needs model_type marian "
+            "with share_encoder_decoder_embeddings: false"
+        )
+    for name, tokens in (
+        ("vocab_size", len(tokenizer.source)),
+        ("decoder_vocab_size", len(tokenizer)),
+    ):
+        if getattr(config, name) < tokens:
+            raise ModelError(
+                f"{where}.{name}: {getattr(config, name)} is less than the tokenizer's {tokens} "
+                "tokens; leave it out"
             )
 
 

@@ -26,7 +26,13 @@ from tvd_gen.errors import ModelError
 from tvd_gen.models.architecture import apply_overrides, build_config, one_line
 from tvd_gen.models.pretrained import Place, find
 from tvd_gen.models.spec import ModelSpec, TokenizerSpec
-from tvd_gen.models.tokenizer import complete_specials, train_tokenizer
+from tvd_gen.models.tokenizer import (
+    SOURCE_FILE,
+    PairTokenizer,
+    complete_specials,
+    reader_of,
+    train_tokenizer,
+)
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -44,7 +50,8 @@ def load_model(
     """The model and the tokenizer that a config asks for, in the dtype it asks for.
 
     The class follows the config: sequence-to-sequence where `is_encoder_decoder`, else causal.
-    `texts` train a tokenizer and are read in that case only. The same seed gives the same fresh
+    `texts` train a tokenizer and are read in that case only; for separate vocabularies they are a
+    source and a target in turn. The same seed gives the same fresh
     weights, and the caller's random state stays as it was. `say` hears of what takes time,
     `progress(done, total)` of a download's bytes; nothing is printed.
     Both come back with eos and pad set, and model, generation config and tokenizer agree on them.
@@ -104,6 +111,8 @@ def _tokenizer_of(
 ) -> PreTrainedTokenizerBase:
     if spec is not None and spec.pretrained is not None:
         place = find(spec.pretrained, None, say, progress)
+    if (Path(place.name) / SOURCE_FILE).is_file():
+        return PairTokenizer.load(Path(place.name))
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**place.arguments())
     return tokenizer
 
@@ -152,10 +161,10 @@ def _faults_of(name: str) -> Iterator[None]:
 
 def _check_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     embedding: Any = model.get_input_embeddings()
-    rows = embedding.weight.shape[0]
-    if len(tokenizer) > rows:
+    rows, tokens = embedding.weight.shape[0], len(reader_of(tokenizer))
+    if tokens > rows:
         raise ModelError(
-            f"{name}: its tokenizer has {len(tokenizer)} tokens and its embedding {rows} rows; "
+            f"{name}: its tokenizer has {tokens} tokens and its embedding {rows} rows; "
             "they do not belong together"
         )
 
@@ -181,7 +190,8 @@ def _fresh_tokenizer(
 ) -> PreTrainedTokenizerBase:
     if spec.pretrained is None:
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(spec, texts or ())
-        say(f"tokenizer: {spec.type}, {len(tokenizer)} tokens, trained on the training texts")
+        read = f"{len(reader_of(tokenizer))} and " if spec.separate else ""
+        say(f"tokenizer: {spec.type}, {read}{len(tokenizer)} tokens, trained on the training texts")
         return tokenizer
     with _faults_of(spec.pretrained):
         tokenizer = _tokenizer_of(spec, Place(""), say, None)
@@ -255,6 +265,7 @@ class ModelSummary:
     trained: int
     dtype: str
     vocabulary: int  # rows of the head
+    read_vocabulary: int  # rows of the embedding of what is read
     positions: int | None  # the longest input, in tokens, where the architecture has a limit
     encoder_decoder: bool
 
@@ -262,6 +273,7 @@ class ModelSummary:
 def describe_model(model: PreTrainedModel) -> ModelSummary:
     """Sizes of a loaded model."""
     head: Any = model.get_output_embeddings  # carries no types
+    embedding: Any = model.get_input_embeddings()
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return ModelSummary(
         kind=type(model).__name__,
@@ -269,6 +281,7 @@ def describe_model(model: PreTrainedModel) -> ModelSummary:
         trained=sum(size for size, is_trained in sizes if is_trained),
         dtype=str(model.dtype).removeprefix("torch."),
         vocabulary=head().weight.shape[0],
+        read_vocabulary=embedding.weight.shape[0],
         positions=_positions(model.config),
         encoder_decoder=bool(model.config.is_encoder_decoder),
     )

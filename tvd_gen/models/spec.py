@@ -15,6 +15,9 @@ class TokenizerSpec:
     """word: what white space parts, every word that occurs, up to vocab_size of them"""
     vocab_size: Annotated[int, Ge(16)] = 8000
     lowercase: bool = False
+    separate: bool = False
+    """sources and targets each keep the pieces of the joint bpe that their own training texts use:
+    two vocabularies, for marian with share_encoder_decoder_embeddings: false"""
     pretrained: str | None = None
     """a hub id or folder; then the other fields are not used"""
 

@@ -5,14 +5,17 @@ Encoding adds no special token: `tokenizer(text)` is the text alone. Who builds 
 """
 
 import io
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram, WordLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tvd_gen.errors import ModelError
 from tvd_gen.models.spec import TokenizerSpec
@@ -22,6 +25,56 @@ SPECIALS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_
 # tokens that no text needs, best first; used for padding where a tokenizer has no pad token
 PADS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 BYTES = 256
+SOURCE_FILE = "source_tokenizer.json"
+
+
+class PairTokenizer(PreTrainedTokenizerFast):
+    """Two vocabularies: `tokenizer(text)` reads with `source`'s, the rest is the target's.
+
+    That is `tokenizer(text_target=...)`, `decode` and `len`. Special tokens have the same ids in
+    both. The target's files are saved as usual, and the source's vocabulary in SOURCE_FILE.
+    """
+
+    source: PreTrainedTokenizerFast
+
+    @classmethod
+    def of(cls, source: Tokenizer, target: Tokenizer) -> "PairTokenizer":
+        """The pair of two cores that were trained here."""
+        pair: PairTokenizer = _wrapped(cls, target)
+        pair.source = _wrapped(PreTrainedTokenizerFast, source)
+        return pair
+
+    @classmethod
+    def load(cls, folder: Path) -> "PairTokenizer":
+        """The pair that was saved in a folder."""
+        target = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return cls.of(Tokenizer.from_file(str(folder / SOURCE_FILE)), target)
+
+    def __call__(
+        self, text: Any = None, *others: Any, text_target: Any = None, **options: Any
+    ) -> BatchEncoding:
+        """Ids of what is read, of what is written (`text_target`), or of both (as labels)."""
+        if text_target is None:
+            read: BatchEncoding = self.source(text, *others, **options)
+            return read
+        written: BatchEncoding = super().__call__(text_target=text_target, **options)
+        if text is None:
+            return written
+        read = self.source(text, *others, **options)
+        read["labels"] = written["input_ids"]
+        return read
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> tuple[str, ...]:
+        """Both vocabularies into the folder."""
+        files: tuple[str, ...] = super().save_pretrained(save_directory, *args, **options)
+        path = Path(save_directory) / SOURCE_FILE
+        self.source.backend_tokenizer.save(str(path))
+        return (*files, str(path))
+
+
+def reader_of(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer of what a model reads: a pair's source, or the only one."""
+    return tokenizer.source if isinstance(tokenizer, PairTokenizer) else tokenizer
 
 
 def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -29,20 +82,49 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> PreTrainedToke
 
     The same texts in the same order give the same tokenizer. A small text may hold fewer pieces
     than were asked for; then the vocabulary is smaller. bpe gives every text back as it was;
-    unigram turns each run of white space, line ends too, into one blank.
+    unigram turns each run of white space, line ends too, into one blank. With `spec.separate`,
+    `texts` are a source and a target in turn, and the tokenizer is a PairTokenizer.
     Raises ModelError without texts.
     """
+    texts = [*texts]
     kept = [text for text in texts if text.strip()]
     if not kept:
         raise ModelError("model.tokenizer: there are no training texts to train a tokenizer on")
     core = _TRAINERS[spec.type](spec, kept)
-    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
-    return make(
+    if spec.separate:
+        return PairTokenizer.of(_pruned(core, texts[0::2]), _pruned(core, texts[1::2]))
+    single: PreTrainedTokenizerFast = _wrapped(PreTrainedTokenizerFast, core)
+    return single
+
+
+def _wrapped(kind: Callable[..., Any], core: Tokenizer) -> Any:
+    return kind(
         tokenizer_object=core,
         padding_side="right",
         clean_up_tokenization_spaces=False,  # or "wheel ." would come back as "wheel."
         **SPECIALS,
     )
+
+
+def _pruned(core: Tokenizer, texts: Sequence[str]) -> Tokenizer:
+    """The bpe with those pieces alone that the texts use, and those they are merged from.
+
+    The texts are cut as before. Bytes and special tokens stay, so that nothing is unknown.
+    """
+    state = json.loads(core.to_str())
+    model = state["model"]
+    merges = [(left, right) for left, right in model["merges"]]
+    used = {index for encoding in core.encode_batch_fast(texts) for index in encoding.ids}
+    kept = {core.id_to_token(index) for index in used}
+    kept |= {*pre_tokenizers.ByteLevel.alphabet(), *SPECIALS.values()}
+    before = 0
+    while len(kept) > before:
+        before = len(kept)
+        kept |= {part for pair in merges if "".join(pair) in kept for part in pair}
+    ordered = [piece for piece in sorted(model["vocab"], key=model["vocab"].get) if piece in kept]
+    model["vocab"] = {piece: index for index, piece in enumerate(ordered)}
+    model["merges"] = [pair for pair in merges if "".join(pair) in kept]
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _train_bpe(spec: TokenizerSpec, texts: list[str]) -> Tokenizer:

@@ -106,7 +106,8 @@ def lowercases(tokenizer: PreTrainedTokenizerBase) -> bool:
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     if normalizer is not None:  # a tokenizer of words knows no "Aa"
         return "Aa" not in normalizer.normalize_str("Aa")
-    return "Aa" not in str(tokenizer.decode(tokenizer("Aa", add_special_tokens=False)["input_ids"]))
+    ids = tokenizer(text_target="Aa", add_special_tokens=False)["input_ids"]
+    return "Aa" not in str(tokenizer.decode(ids))
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tvd_gen.config import ObjectiveConfig, RunConfig
 from tvd_gen.data import MaxTokensBatchSampler
-from tvd_gen.models import describe_model
+from tvd_gen.models import describe_model, reader_of
 from tvd_gen.objectives import OBJECTIVES
 from tvd_gen.run.training import Prepared, Progress, Say, prepare
 
@@ -157,7 +157,7 @@ def _examples(prepared: Prepared, count: int = 3) -> Iterator[dict[str, str]]:
 def _shown(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     learned = [token for token in row["labels"] if token != IGNORE]
     return {
-        "reads": str(tokenizer.decode(row["input_ids"])),
+        "reads": str(reader_of(tokenizer).decode(row["input_ids"])),
         "learns": str(tokenizer.decode(learned)),
         "tokens": f"{len(row['input_ids'])} read, {len(learned)} learned",
     }

@@ -123,6 +123,7 @@ def prepare(config: RunConfig, *, say: Say, progress: Progress) -> Prepared:
             check_fits(
                 rows,
                 vocab_size=summary.vocabulary,
+                read_vocab_size=summary.read_vocabulary,
                 max_positions=summary.positions,
                 place=corpus.places.get(split),
             )
