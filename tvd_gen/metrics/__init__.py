@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         Bleu,
         CalibrationError,
         Chrf,
-        CorpusBleu4,
+        CorpusBleu,
         Distinct,
         OfflineMetric,
         Perplexity,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Rouge,
         SelfBleu,
         TokenAccuracy,
+        TokenizedBleu,
     )
 
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
     "Bleu",
     "CalibrationError",
     "Chrf",
-    "CorpusBleu4",
+    "CorpusBleu",
     "Distinct",
     "Group",
     "OfflineMetric",
@@ -46,6 +47,7 @@ __all__ = [
     "Rouge",
     "SelfBleu",
     "TokenAccuracy",
+    "TokenizedBleu",
     "baseline_metrics",
     "group_fault",
     "lead",
@@ -79,6 +81,7 @@ class Group:
 METRICS: dict[str, Group] = {
     "rouge": Group("Rouge", "pairs", ("rouge1", "rouge2", "rougeL", "rougeLsum"), "0 to 100"),
     "bleu": Group("Bleu", "pairs", ("bleu",), "0 to 100"),
+    "tokenized_bleu": Group("TokenizedBleu", "pairs", ("tokenized_bleu",), "0 to 100"),
     "chrf": Group("Chrf", "pairs", ("chrf",), "0 to 100"),
     "diversity": Group(
         "Distinct", "outputs", tuple(f"distinct_{n}" for n in range(1, 5)), "0 to 1"
@@ -90,7 +93,9 @@ METRICS: dict[str, Group] = {
         "0 to 1",
     ),
     "self_bleu": Group("SelfBleu", "outputs", ("self_bleu_4",), "0 to 1"),
-    "corpus_bleu": Group("CorpusBleu4", "pairs", ("corpus_bleu_4",), "0 to 1"),
+    "corpus_bleu": Group(
+        "CorpusBleu", "pairs", tuple(f"corpus_bleu_{n}" for n in range(1, 5)), "0 to 1"
+    ),
     "perplexity": Group("Perplexity", "tokens", ("nll", "perplexity"), "nats a token, its exp"),
     "accuracy": Group("TokenAccuracy", "tokens", ("accuracy",), "0 to 1"),
     "calibration": Group("CalibrationError", "tokens", ("ece",), "0 to 1"),

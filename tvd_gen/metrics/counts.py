@@ -11,6 +11,8 @@ from itertools import groupby, islice
 import numpy as np
 
 WINDOWS = (4, 8, 16, 32, 64)
+# of n-grams of order 1, 2, ... in corpus BLEU-n; the third as the published script rounds 1/3
+BLEU_WEIGHTS = {1: (1.0,), 2: (0.5, 0.5), 3: (0.33, 0.33, 0.33), 4: (0.25,) * 4}
 _AROUND = ".,;:!?()[]\"'\u2018\u2019\u201c\u201d\u2026"
 
 Ngram = tuple[str, ...]
@@ -93,11 +95,12 @@ def pooled_bleu(texts: Sequence[str], references: Sequence[str], limit: int = 50
     return math.fsum(scores) / len(scores)
 
 
-def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """BLEU-4 of the corpus on words as they stand, in [0, 1], unsmoothed, as NLTK counts it.
+def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[int, float]:
+    """BLEU-1 to BLEU-4 of the corpus on words as they stand, in [0, 1], unsmoothed, as NLTK counts.
 
-    For figures beside the published ones; sacrebleu's BLEU is the one to report. 0 where an order
-    has no match. Source: Papineni et al., ACL 2002.
+    For figures beside the published ones, whose script weighs the orders of BLEU-3 by 0.33 each;
+    sacrebleu's BLEU is the one to report. 0 where an order up to n has no match. Source: Papineni
+    et al., ACL 2002.
     """
     matches, totals, length, reference_length = [0] * 4, [0] * 4, 0, 0
     for text, row in zip(texts, references, strict=True):
@@ -109,16 +112,27 @@ def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         totals = _sum(totals, _totals(words))
         length += len(words)
         reference_length += _closest(map(len, others), len(words))
-    return _bleu(matches, totals, length, reference_length, 0.0)
+    return {
+        n: _bleu(matches[:n], totals[:n], length, reference_length, 0.0, weights)
+        for n, weights in BLEU_WEIGHTS.items()
+    }
 
 
-def _bleu(matches: list[int], totals: list[int], length: int, target: int, empty: float) -> float:
-    """Geometric mean of the four precisions times the brevity penalty; `empty` stands for 0."""
+def _bleu(
+    matches: list[int],
+    totals: list[int],
+    length: int,
+    target: int,
+    empty: float,
+    weights: Sequence[float] = BLEU_WEIGHTS[4],
+) -> float:
+    """Geometric mean of the precisions times the brevity penalty; `empty` stands for 0 matches."""
     if not matches[0] or not (empty or all(matches)):
         return 0.0
     precisions = [(match or empty) / total for match, total in zip(matches, totals, strict=True)]
     penalty = 1.0 if length > target else math.exp(1 - target / length)
-    return penalty * math.exp(math.fsum(0.25 * math.log(precision) for precision in precisions))
+    logs = (w * math.log(precision) for w, precision in zip(weights, precisions, strict=True))
+    return penalty * math.exp(math.fsum(logs))
 
 
 def _ngrams(words: Sequence[str], n: int) -> Iterable[Ngram]:

@@ -90,6 +90,18 @@ class Bleu(OfflineMetric):
         return {"bleu": float(self.scorer.corpus_score(predictions, _streams(rows)).score)}
 
 
+class TokenizedBleu(Bleu):
+    """BLEU in 0..100 on words as they stand, key tokenized_bleu: for texts that are tokenized
+    already, as those of published IWSLT14 figures (fairseq-score). Report `bleu` of plain text."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(tokenize="none", **options)
+
+    def _compute(self, *, predictions: Sequence[str], references: Rows) -> dict[str, float]:
+        found = super()._compute(predictions=predictions, references=references)
+        return {"tokenized_bleu": found["bleu"]}
+
+
 class Chrf(OfflineMetric):
     """sacrebleu's chrF in 0..100, key chrf; word_order=2 makes it chrF++. `signature` as in Bleu.
 
@@ -184,12 +196,14 @@ class SelfBleu(OfflineMetric):
         return {"self_bleu_4": counts.self_bleu(checked(predictions), self.limit)}
 
 
-class CorpusBleu4(OfflineMetric):
-    """corpus_bleu_4 in 0..1, as the published story figures count (`counts.corpus_bleu`)."""
+class CorpusBleu(OfflineMetric):
+    """corpus_bleu_1 to corpus_bleu_4 in 0..1, as the published story figures count
+    (`counts.corpus_bleu`)."""
 
     def _compute(self, *, predictions: Sequence[str], references: Rows) -> dict[str, float]:
         rows = checked_references(predictions, references)
-        return {"corpus_bleu_4": counts.corpus_bleu(predictions, rows)}
+        scores = counts.corpus_bleu(predictions, rows)
+        return {f"corpus_bleu_{n}": score for n, score in scores.items()}
 
 
 class Perplexity(OfflineMetric):
