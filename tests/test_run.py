@@ -249,6 +249,42 @@ def test_translation_is_selected_by_generated_bleu_in_budgeted_batches(tmp_path,
     assert {"bleu", "chrf", "copy_bleu"} <= set(evaluate(run, **QUIET))
 
 
+def test_the_length_of_what_is_written_follows_what_is_read(tmp_path, files, monkeypatch):
+    """Published translations may be 1.2 times the source and 10 tokens more, while training too."""
+    asked = []
+
+    def record(self, input_ids, max_new_tokens, **_):
+        asked.append((input_ids.shape[1], max_new_tokens))
+        return torch.full((len(input_ids), 2), 5)
+
+    monkeypatch.setattr("transformers.BartForConditionalGeneration.generate", record)
+    training = {"predict_with_generate": True, "eval_strategy": "epoch", "max_steps": 2}
+    generation = {"max_new_tokens": 3, "source_ratio": 1.2}
+    made = config(tmp_path, files, training=training, generation=generation)
+    run = train(made, tmp_path / "run", **QUIET)
+    while_training, asked[:] = [*asked], []
+    evaluate(run, **QUIET)
+    for calls in (while_training, asked):
+        assert calls
+        assert all(most == int(1.2 * read) + 3 for read, most in calls)
+
+
+def test_sources_and_targets_with_vocabularies_of_their_own(tmp_path, files):
+    """The whole way of the published translation recipe: plan, train, evaluate, generate."""
+    architecture = {"model_type": "marian", "max_position_embeddings": 64, **TINY}
+    architecture["share_encoder_decoder_embeddings"] = False
+    tokenizer = {"type": "bpe", "vocab_size": 300, "separate": True}
+    model = {"architecture": architecture, "tokenizer": tokenizer}
+    made = config(tmp_path, files, task="translation", model=model)
+    example = plan(made, **QUIET).examples[0]
+    first = json.loads(Path(files["train"]).read_text().splitlines()[0])
+    assert example["reads"].startswith(first["source"])
+    run = train(made, tmp_path / "run", **QUIET)
+    assert (run / "model" / "source_tokenizer.json").is_file()
+    assert {"bleu", "nll", "copy_bleu"} <= set(evaluate(run, **QUIET))
+    assert len([*generate(run, [first["source"]], **QUIET)]) == 1
+
+
 def test_a_plan_counts_what_training_does_and_makes_nothing(tmp_path, files):
     settings = config(tmp_path, files, training={"max_tokens": 64, "num_train_epochs": 2})
     settings = load_config(tmp_path / "tiny.yaml", {"training.max_steps": None})

@@ -1,4 +1,5 @@
-"""The `generation` section: transformers' GenerationConfig by name, over the task's defaults."""
+"""The `generation` section: transformers' GenerationConfig by name, over the task's defaults; and
+`source_ratio`, which is ours."""
 
 import functools
 import json
@@ -24,11 +25,14 @@ _OWNED: Mapping[str, str] = {
     "num_return_sequences": "one text is written for each row",
     "transformers_version": "it is no setting",
 }
+_OWN: dict[str, Any] = {"source_ratio": Annotated[float, Ge(0)]}
+"""source_ratio: so many tokens more than max_new_tokens for each token of the longest source of a
+batch, as fairseq's --max-len-a beside --max-len-b."""
 _Count = Annotated[int, Ge(0)]
 _Many = Annotated[int, Ge(1)]
 _Share = Annotated[float, Gt(0), Le(1)]
 _Positive = Annotated[float, Gt(0)]
-_KINDS: Mapping[str, Any] = {
+_KINDS: dict[str, Any] = {
     "max_new_tokens": _Many,
     "max_length": _Many,
     "min_new_tokens": _Count,
@@ -86,7 +90,7 @@ def generation_model() -> type[BaseModel]:
 
     make: Any = GenerationConfig  # its constructor has no types
     names = [name for name in make().to_dict() if not name.startswith("_")]
-    fields: dict[str, Any] = {name: (_kind(name), None) for name in names}
+    fields: dict[str, Any] = {name: (_kind(name), None) for name in (*names, *_OWN)}
     return create_model("Generation", __config__=ConfigDict(extra="forbid"), **fields)
 
 
@@ -99,7 +103,7 @@ def generation_names() -> tuple[str, ...]:
 def _kind(name: str) -> Any:
     if name in _OWNED:
         return Annotated[Any, BeforeValidator(refuse(_OWNED[name]))]
-    return _KINDS.get(name, Any) | None
+    return (_KINDS | _OWN).get(name, Any) | None
 
 
 def check_generation(given: Any) -> Any:

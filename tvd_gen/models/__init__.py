@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from tvd_gen.models.spec import ModelSpec, TokenizerSpec
 
 if TYPE_CHECKING:
-    from tvd_gen.models.load import ModelSummary, describe_model, freeze, load_model, save
+    from tvd_gen.models.load import (
+        ModelSummary,
+        describe_model,
+        freeze,
+        load_model,
+        most_new_tokens,
+        save,
+    )
     from tvd_gen.models.smollm import cache_folder
     from tvd_gen.models.tokenizer import reader_of, train_tokenizer
 
@@ -17,6 +24,7 @@ _HOMES = {
     "describe_model": "load",
     "freeze": "load",
     "load_model": "load",
+    "most_new_tokens": "load",
     "save": "load",
     "cache_folder": "smollm",
     "train_tokenizer": "tokenizer",
@@ -31,6 +39,7 @@ __all__ = [
     "describe_model",
     "freeze",
     "load_model",
+    "most_new_tokens",
     "reader_of",
     "save",
     "train_tokenizer",

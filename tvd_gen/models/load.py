@@ -293,6 +293,18 @@ def _positions(config: PreTrainedConfig) -> int | None:
     return min((limit for limit in limits if limit), default=None)
 
 
+def most_new_tokens(model: PreTrainedModel, read: int) -> int:
+    """How many tokens may be written for a batch whose longest source has `read` tokens.
+
+        int(source_ratio * read) + max_new_tokens
+
+    of the generation config; source_ratio, 0 where it is not given, is fairseq's --max-len-a.
+    """
+    settings = model.generation_config
+    ratio = getattr(settings, "source_ratio", None) or 0.0
+    return int(ratio * read) + int(settings.max_new_tokens or 0)
+
+
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Weights (safetensors), config, generation config and tokenizer into `folder`."""
     with quiet():

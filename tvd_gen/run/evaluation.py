@@ -24,7 +24,7 @@ from tvd_gen.data import (
 )
 from tvd_gen.errors import ConfigError, NonFiniteError
 from tvd_gen.metrics import METRICS, baseline_metrics, text_metrics
-from tvd_gen.models import ModelSpec, describe_model, load_model
+from tvd_gen.models import ModelSpec, describe_model, load_model, most_new_tokens
 from tvd_gen.run.folder import RunFolder, write_json, write_lines
 from tvd_gen.run.training import Progress, Say, remarks, set_generation
 from tvd_gen.tasks import TASKS
@@ -264,7 +264,7 @@ def generate_texts(
 
 def _check_room(model: PreTrainedModel, read: int) -> None:
     """Raise ConfigError where what is read or written runs over the model's positions."""
-    positions, wanted = describe_model(model).positions, model.generation_config.max_new_tokens
+    positions, wanted = describe_model(model).positions, most_new_tokens(model, read)
     if positions is None:
         return
     left = positions - (0 if model.config.is_encoder_decoder else read)
@@ -283,6 +283,7 @@ def _generate_batch(
     encoder_decoder: bool,
 ) -> list[str]:
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    ids = model.generate(**inputs)  # type: ignore[operator]  # transformers leaves it untyped
+    most = most_new_tokens(model, batch["input_ids"].shape[1])
+    ids = model.generate(**inputs, max_new_tokens=most)  # type: ignore[operator]  # it has no types
     made = ids if encoder_decoder else ids[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(made, skip_special_tokens=True)]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 import torch
 from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -36,7 +37,7 @@ from tvd_gen.data import (
 )
 from tvd_gen.errors import ConfigError, DataError, ModelError
 from tvd_gen.metrics import text_metrics
-from tvd_gen.models import ModelSpec, describe_model, load_model, save
+from tvd_gen.models import ModelSpec, describe_model, load_model, most_new_tokens, save
 from tvd_gen.process import is_first_process
 from tvd_gen.run.folder import RunFolder, disk_faults, write_json, write_lines, write_text
 from tvd_gen.run.resume import (
@@ -218,7 +219,7 @@ def make_trainer(
     if config.training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.training.early_stopping_patience))
     with config_faults(RuntimeError):
-        trainer = Seq2SeqObjectiveTrainer(
+        trainer = RunTrainer(
             model,
             settings,
             data_collator=Collator(tokenizer.pad_token_id, prepared.encoder_decoder),
@@ -275,6 +276,18 @@ def set_generation(model: PreTrainedModel, config: RunConfig) -> None:
     for name, value in (settings | config.generation).items():
         setattr(model.generation_config, name, value)
     model.generation_config._from_model_config = False  # or generate() would rebuild it
+
+
+class RunTrainer(Seq2SeqObjectiveTrainer):
+    """Generates while it evaluates at the length that `tvd-gen eval` would."""
+
+    def prediction_step(  # type: ignore[override]  # transformers' two trainers disagree on it
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        if self.args.predict_with_generate:
+            assert isinstance(self.model, PreTrainedModel)
+            kwargs["max_new_tokens"] = most_new_tokens(self.model, inputs["input_ids"].shape[1])
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
 
 def _scorer(
