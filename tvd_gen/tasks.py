@@ -31,6 +31,9 @@ class Task:
         return "source" in self.fields
 
 
+# top_k 0: transformers would keep the 50 likeliest tokens only, where nothing is said
+_SAMPLING = {"do_sample": True, "top_p": 0.95, "top_k": 0}
+
 TASKS = {
     task.name: task
     for task in (
@@ -38,7 +41,7 @@ TASKS = {
             "language_modeling",
             ("text",),
             ("perplexity", "calibration"),
-            {"do_sample": True, "top_p": 0.95},
+            _SAMPLING,
         ),
         Task(
             "translation",
@@ -58,7 +61,7 @@ TASKS = {
             "story_generation",
             ("source", "target"),
             ("bleu", "perplexity", "calibration", "diversity", "repetition"),
-            {"do_sample": True, "top_p": 0.95},
+            _SAMPLING,
         ),
     )
 }
