@@ -1,0 +1,173 @@
+"""What the preparations share: archives that are read in place, JSON lines and a manifest.
+
+A place is a folder, a tar (also .tgz, .tar.gz, .tar.bz2) or a zip; its files go by their last name,
+wherever in it they lie, and nothing is unpacked. Faults are ValueErrors of one line.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+Row = dict[str, str]
+BLOCK = 1 << 20
+# what a wrong path, text, or archive raises; EOFError and zlib's are those of one cut short
+FAULTS = (ValueError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+
+
+def parser(description: str | None, output: str) -> argparse.ArgumentParser:
+    """The options that every preparation has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "place", type=Path, nargs="?", help="the archive, or the folder it unpacks to"
+    )
+    made.add_argument("--sha256", help="refuse an archive with another hash")
+    made.add_argument("--output", type=Path, default=Path(output), help=f"default: {output}")
+    return made
+
+
+def start(main: Callable[[], None]) -> None:
+    """Run a script's main; its fault is one line on standard error, and exit code 1."""
+    try:
+        main()
+    except FAULTS as fault:
+        raise SystemExit(" ".join(f"{type(fault).__name__}: {fault}".split())) from fault
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def inputs_of(place: Path, names: Sequence[str], sha256: str | None) -> dict[str, dict[str, Any]]:
+    """file -> its hash and bytes: of the archive, or of the folder's files of these names.
+
+    Raises ValueError where the archive has another hash than `sha256`.
+    """
+    if place.is_dir():
+        if sha256:
+            raise ValueError(f"{place}: --sha256 is the hash of an archive, and this is a folder")
+        paths = [_only(sorted(place.rglob(name)), name, place) for name in names]
+    else:
+        paths = [place]
+    found = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in paths}
+    if sha256 and found[place.name]["sha256"] != sha256.lower():
+        raise ValueError(f"{place}: its SHA-256 is {found[place.name]['sha256']}, not {sha256}")
+    return found
+
+
+def lines(place: Path, name: str) -> Iterator[str]:
+    """The lines of a file of the place, by its last name. They end at \\n and nowhere else."""
+    with _opened(place, name) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        for number, line in enumerate(_decoded(text, place, name), start=1):
+            if "\0" in line:
+                raise ValueError(f"{place}: {name}:{number}: a zero byte; is it a text?")
+            yield line.rstrip("\r\n")
+
+
+def _decoded(text: io.TextIOWrapper, place: Path, name: str) -> Iterator[str]:
+    try:
+        yield from text
+    except UnicodeDecodeError as fault:
+        raise ValueError(f"{place}: {name}: is no UTF-8 ({fault.reason})") from fault
+
+
+@contextmanager
+def _opened(place: Path, name: str) -> Iterator[IO[bytes]]:
+    if place.is_dir():
+        with _only(sorted(place.rglob(name)), name, place).open("rb") as file:
+            yield file
+    elif not place.is_file():
+        raise ValueError(f"{place}: no such file or folder")
+    elif zipfile.is_zipfile(place):
+        with zipfile.ZipFile(place) as archive:
+            members = [each for each in archive.namelist() if Path(each).name == name]
+            with archive.open(_only(members, name, place)) as file:
+                yield file
+    else:
+        with tarfile.open(place) as tar:
+            parts = [each for each in tar if each.isfile() and Path(each.name).name == name]
+            opened = tar.extractfile(_only(parts, name, place))
+            assert opened is not None  # it is a file
+            yield opened
+
+
+def _only(found: Sequence[Any], name: str, place: Path) -> Any:
+    if len(found) != 1:
+        raise ValueError(f"{place}: holds {len(found) or 'no'} files {name}, and one is needed")
+    return found[0]
+
+
+def paired(left: Iterable[str], right: Iterable[str], what: str) -> Iterator[tuple[str, str]]:
+    """Parallel lines as pairs; ValueError where one side ends first."""
+    try:
+        yield from zip(left, right, strict=True)
+    except ValueError as fault:
+        if "zip()" not in str(fault):
+            raise
+        raise ValueError(f"{what}: the two sides differ in their number of lines") from fault
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def write_corpus(
+    output: Path,
+    splits: Mapping[str, Iterable[Row]],
+    inputs: Mapping[str, Any],
+    published: Mapping[str, int],
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write {split}.jsonl and manifest.json; say how many rows, and whether they are those
+    published. Each file is there whole or not at all, the manifest last."""
+    output.mkdir(parents=True, exist_ok=True)
+    manifest: dict[str, Any] = {"inputs": dict(inputs), "outputs": {}, "notes": list(notes)}
+    for split, rows in splits.items():
+        name = f"{split}.jsonl"
+        count = _write_lines(output / name, rows)
+        hashed = sha256_of(output / name)
+        manifest["outputs"][name] = {"rows": count, "sha256": hashed}
+        print(f"{output / name}: {count} rows{_compared(count, published.get(split))}")
+    counts = {split: manifest["outputs"][f"{split}.jsonl"]["rows"] for split in splits}
+    manifest["as_published"] = counts == dict(published)
+    for note in notes:
+        print(note)
+    _write_whole(output / "manifest.json", [json.dumps(manifest, indent=2) + "\n"])
+    return manifest
+
+
+def _compared(count: int, published: int | None) -> str:
+    if published is None:
+        return ""
+    return ", as published" if count == published else f"; published are {published}"
+
+
+def _write_lines(path: Path, rows: Iterable[Row]) -> int:
+    return _write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write_whole(path: Path, texts: Iterable[str]) -> int:
+    """The file by one rename; how many texts it holds."""
+    staged, count = path.with_name(f".{path.name}.part"), 0
+    with staged.open("w", encoding="utf-8", newline="\n") as file:
+        for text in texts:
+            count += file.write(text) > 0
+    staged.replace(path)
+    return count
