@@ -1,0 +1,516 @@
+"""The paper's tasks at the size of two cores: objectives tuned alike, then trained with seeds.
+
+    python scripts/paper/small_tasks.py --jobs 2 --tatoeba deu.txt    # hours; resumable
+    python scripts/paper/small_tasks.py --quick                       # minutes: does it all run?
+    python scripts/paper/small_tasks.py --table                       # of what is finished
+
+Translation, German to English, and summarization, a package's description to its synopsis, by small
+Transformers from scratch. Each objective of SWEEPS has one number, tuned over its grid with the
+first seed by the validation set's BLEU or ROUGE-L; then it is trained with every seed. Each run is
+a run folder with predictions.jsonl of the test set and a line in results.jsonl; the same command
+goes on where it was stopped, and leaves out what is finished. Objectives that need a trained model
+(`after_ce`) start from cross-entropy's of the first seed, and so are trained twice as long.
+
+Without --tatoeba (English TAB German; tatoeba.org, manythings.org/anki) translation is of the
+package descriptions that ship; --descriptions names a folder of {train,valid,test}.jsonl with
+`text` and `summary` in place of those that ship.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one core for each job
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+from significance import mean_sd
+from small_data import SPLITS, tatoeba, write_splits
+from tables import number, table
+from tvd_gen.config import load_config
+from tvd_gen.errors import TvdGenError
+from tvd_gen.objectives import OBJECTIVES
+from tvd_gen.run import evaluate, train
+from tvd_gen.run.folder import RunFolder, write_text
+from tvd_gen.strict_json import to_json
+
+Tree = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """An objective and the one number of it that is tuned; None where it has none."""
+
+    label: str
+    objective: str
+    tuned: str | None = None
+    grid: tuple[float, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    after_ce: bool = False
+    """starts from the model of cross-entropy"""
+
+    @property
+    def values(self) -> tuple[float | None, ...]:
+        """What is tried; one None where nothing is tuned."""
+        return self.grid or (None,)
+
+    @property
+    def looks_at_ce(self) -> bool:
+        """Whether the objective compares the model with another one."""
+        needs: frozenset[str] = getattr(OBJECTIVES[self.objective], "needs", frozenset())
+        return not needs.isdisjoint({"reference", "embeddings"})
+
+
+SWEEPS = (
+    Sweep("ce", "ce"),
+    Sweep("label smoothing", "ce", "label_smoothing", (0.05, 0.1, 0.2)),
+    Sweep("tailr", "tailr", "gamma", (0.01, 0.1, 0.5)),
+    Sweep("gce", "gce", "q", (0.1, 0.3, 0.7)),
+    Sweep("mixce", "mixce", "eta", (0.9, 0.7, 0.5)),
+    Sweep("focal", "focal", "focusing", (0.5, 1.0, 2.0)),
+    Sweep("poly1", "poly1", "epsilon", (-0.5, 1.0, 2.0)),
+    Sweep("taylor_ce", "taylor_ce", "order", (8, 64, 512)),
+    Sweep("threshold", "threshold", "min_p", (1e-5, 1e-4, 1e-3)),
+    Sweep("loss_truncation", "loss_truncation", "drop", (0.05, 0.1, 0.2)),
+    Sweep("unlikelihood", "unlikelihood", "alpha", (0.25, 0.5, 1.0)),
+    Sweep("confidence_penalty", "confidence_penalty", "beta", (0.05, 0.1, 0.2)),
+    Sweep("gem", "gem", "beta", (0.5, 0.7, 0.9)),
+    Sweep("eaft", "eaft", "alpha", (0.25, 0.5, 1.0)),
+    Sweep("d2gpo", "d2gpo", "alpha", (0.05, 0.1, 0.2)),
+    Sweep("gold", "gold", "min_weight", (0.1, 0.2, 0.4), after_ce=True),
+    Sweep("dft", "dft", after_ce=True),
+    Sweep("asft", "asft", "kl_weight", (0.05, 0.1, 0.3), after_ce=True),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, how long, and by which metric of the validation set it is tuned."""
+
+    name: str
+    chosen_by: str
+    columns: tuple[str, ...]
+    """of the table"""
+    min_weight: float
+    """TaiLr's, as published for the task"""
+    steps: int
+    data: Tree
+    config: Tree
+
+
+COMMON = ["perplexity", "accuracy", "calibration", "diversity", "repetition"]
+TRANSLATION = Task(
+    "translation",
+    "bleu",
+    ("bleu", "chrf", "nll", "accuracy", "ece", "distinct_2", "rep_16"),
+    0.3,
+    4000,
+    {"max_source_tokens": 24, "max_target_tokens": 24},
+    {
+        "training": {"max_tokens": 512},
+        "generation": {"num_beams": 4, "max_new_tokens": 24},
+        "evaluation": {"metrics": ["bleu", "chrf", *COMMON], "batch_size": 50},
+    },
+)
+SUMMARIZATION = Task(
+    "summarization",
+    "rougeL",
+    ("rouge1", "rouge2", "rougeL", "nll", "accuracy", "ece", "distinct_2", "rep_16"),
+    0.2,
+    3000,
+    {"max_source_tokens": 64, "max_target_tokens": 24, "limit": {"validation": 500, "test": 1000}},
+    {
+        "training": {"max_tokens": 1024},
+        "generation": {"num_beams": 4, "no_repeat_ngram_size": 3, "max_new_tokens": 24},
+        "evaluation": {"metrics": ["rouge", *COMMON], "batch_size": 50},
+    },
+)
+TASKS = {task.name: task for task in (TRANSLATION, SUMMARIZATION)}
+MOST_WORDS = 7  # of Tatoeba's sentences: what the model can learn in a few minutes
+SIZES = {"validation": 500, "test": 1000}
+BUILT_IN: dict[str, Tree] = {
+    "translation": {"source": "debian-translations", "columns": {"source": "de", "target": "en"}},
+    "summarization": {"source": "debian-descriptions"},
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the model, and of the quick twin's."""
+
+    width: int = 128
+    inner: int = 512
+    layers: int = 2
+    vocabulary: int = 3000
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """split -> at most so many rows"""
+
+
+QUICK = Size(32, 64, 1, 400, {"train": 300, "validation": 20, "test": 20})
+QUICK_STEPS, QUICK_GRID = 12, 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of an output folder share."""
+
+    output: Path
+    seeds: tuple[int, ...]
+    size: Size
+    steps: Mapping[str, int]
+    """task -> of each run"""
+    data: Mapping[str, Tree]
+    """task -> the place of its rows"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: an objective at a value, with a seed."""
+
+    task: str
+    label: str
+    value: float | None
+    seed: int
+    folder: Path
+    tree: Tree
+    """the config"""
+
+
+def architecture(size: Size) -> Tree:
+    """A post-norm Transformer, as small as it must be."""
+    sides = {f"{side}_layers": size.layers for side in ("encoder", "decoder")}
+    sides |= {f"{side}_ffn_dim": size.inner for side in ("encoder", "decoder")}
+    sides |= {f"{side}_attention_heads": 4 for side in ("encoder", "decoder")}
+    return {
+        "model_type": "marian",
+        "d_model": size.width,
+        **sides,
+        "activation_function": "relu",
+        "dropout": 0.1,
+        "scale_embedding": True,
+        "init_std": size.width**-0.5,
+        "share_encoder_decoder_embeddings": True,
+        "max_position_embeddings": 128,
+    }
+
+
+def plan(settings: Settings, task: Task, sweep: Sweep, value: float | None, seed: int) -> Plan:
+    """The run's folder and its whole config."""
+    folder = folder_of(settings, task, sweep, value, seed)
+    steps, reference = settings.steps[task.name], _reference(settings, task)
+    objective: Tree = {"name": sweep.objective, **sweep.fixed}
+    if sweep.tuned:
+        objective[sweep.tuned] = value
+    if sweep.objective == "tailr":
+        objective["min_weight"] = task.min_weight
+    if sweep.looks_at_ce:
+        objective["reference"] = reference
+    vocabulary = {"type": "bpe", "vocab_size": settings.size.vocabulary, "lowercase": True}
+    model: Tree = {"architecture": architecture(settings.size), "tokenizer": vocabulary}
+    if sweep.after_ce:
+        model = {"pretrained": reference}
+    limits = task.data.get("limit", {}) | dict(settings.size.rows)
+    training = {
+        **task.config["training"],
+        "max_steps": steps,
+        "learning_rate": 2.0e-3,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": steps // 12,
+        "adam_beta2": 0.98,
+        "logging_steps": max(1, steps // 40),
+        "save_steps": max(1, steps // 4),
+        "save_total_limit": 1,
+    }
+    tree = {
+        "name": folder.name,
+        "task": task.name,
+        "seed": seed,
+        "objective": objective,
+        "model": model,
+        "data": {**settings.data[task.name], **task.data, "limit": limits},
+        **task.config,
+        "training": training,
+    }
+    return Plan(task.name, sweep.label, value, seed, folder, tree)
+
+
+def folder_of(settings: Settings, task: Task, sweep: Sweep, value: float | None, seed: int) -> Path:
+    """Named by what it is: translation/tailr-0.1-seed1."""
+    label = sweep.label.replace(" ", "_") + ("" if value is None else f"-{value:g}")
+    return settings.output / task.name / f"{label}-seed{seed}"
+
+
+def _reference(settings: Settings, task: Task) -> str:
+    # one and the same for all seeds: runs that differ in their seed alone are a group to compare
+    folder = folder_of(settings, task, SWEEPS[0], None, settings.seeds[0])
+    return str(RunFolder(folder.absolute()).model)
+
+
+def finish(run: Plan) -> Tree:
+    """Train and evaluate a run, or what of it is left to do; its line of results.jsonl."""
+    torch.set_num_threads(1)
+    file = run.folder.parent / f"{run.folder.name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, to_json(run.tree, indent=1) + "\n")
+    began = time.monotonic(), time.process_time()
+    train(load_config(file), run.folder, say=_quiet, progress=_quiet)
+    trained = time.monotonic(), time.process_time()
+    numbers = {
+        split: evaluate(
+            run.folder, overrides={"evaluation.split": split}, say=_quiet, progress=_quiet
+        )
+        for split in SPLITS[1:]  # test last: predictions.jsonl is of it
+    }
+    shutil.rmtree(RunFolder(run.folder).checkpoints, ignore_errors=True)
+    return {
+        "run": str(Path(run.task) / run.folder.name),
+        "task": run.task,
+        "objective": run.label,
+        "value": run.value,
+        "seed": run.seed,
+        "steps": run.tree["training"]["max_steps"],
+        "seconds": trained[0] - began[0],
+        "cpu_seconds": trained[1] - began[1],
+        **numbers,
+    }
+
+
+def _quiet(*_: Any) -> None:
+    return None
+
+
+# --- many runs ---------------------------------------------------------------------------------
+
+
+class NotTuned(ValueError):
+    """An objective some of whose values have not been tried."""
+
+
+class Results:
+    """results.jsonl of an output folder: a line for each finished run, the newest last."""
+
+    def __init__(self, output: Path) -> None:
+        self.file = output / "results.jsonl"
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.lines: dict[str, Tree] = {line["run"]: line for line in map(json.loads, lines)}
+
+    def add(self, line: Tree) -> None:
+        """Keep a line, on the disk at once."""
+        self.lines[line["run"]] = line
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(to_json(line) + "\n")
+
+    def of(self, run: Plan) -> Tree | None:
+        """The line of a run; ValueError where it was made with another number of steps."""
+        line = self.lines.get(str(Path(run.task) / run.folder.name))
+        if line and line["steps"] != run.tree["training"]["max_steps"]:
+            raise ValueError(f"{self.file}: has {line['steps']} steps a run; take another --output")
+        return line
+
+
+def complete(runs: Sequence[Plan], results: Results, jobs: int, say: Say) -> None:
+    """Finish what is not finished, so many at a time; ends with the first fault."""
+    todo = [run for run in runs if results.of(run) is None]
+    for done, line in enumerate(_finished(todo, jobs), start=1):
+        results.add(line)
+        say(f"{done}/{len(todo)} {line['run']}: {line['seconds']:.0f} s")
+
+
+def _finished(runs: Sequence[Plan], jobs: int) -> Iterator[Tree]:
+    if jobs == 1:
+        yield from map(finish, runs)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(finish, run) for run in runs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def best(settings: Settings, task: Task, sweep: Sweep, results: Results) -> float | None:
+    """The value with the best validation score, of the first seed; the first of equal ones.
+
+    NotTuned where some value was not tried.
+    """
+    scores = {}
+    for value in sweep.values:
+        line = results.of(plan(settings, task, sweep, value, settings.seeds[0]))
+        if line is None:
+            raise NotTuned(f"{task.name}: {sweep.label} is not tuned yet")
+        scores[value] = line["validation"][task.chosen_by]
+    return max(scores, key=lambda value: scores[value])
+
+
+def run_all(
+    settings: Settings, tasks: Sequence[Task], sweeps: Sequence[Sweep], jobs: int, say: Say
+) -> Results:
+    """Cross-entropy first, for some start from it; then every grid; then every seed."""
+    results = Results(settings.output)
+    first = settings.seeds[0]
+    if any(sweep.looks_at_ce or sweep.after_ce for sweep in sweeps):
+        ce = [plan(settings, task, SWEEPS[0], None, first) for task in tasks]
+        complete(ce, results, jobs, say)
+    grids = [
+        plan(settings, task, sweep, value, first)
+        for task in tasks
+        for sweep in sweeps
+        for value in sweep.values
+    ]
+    complete(grids, results, jobs, say)
+    seeds = [
+        plan(settings, task, sweep, best(settings, task, sweep, results), seed)
+        for task in tasks
+        for sweep in sweeps
+        for seed in settings.seeds
+    ]
+    complete(seeds, results, jobs, say)
+    return results
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+
+def report(
+    settings: Settings, tasks: Sequence[Task], sweeps: Sequence[Sweep], results: Results
+) -> str:
+    """For each task a table of test metrics, mean and standard deviation over the seeds."""
+    parts = []
+    for task in tasks:
+        groups = [group for sweep in sweeps if (group := _tuned(settings, task, sweep, results))]
+        if not groups:
+            continue
+        runs = [os.path.relpath(settings.output / line["run"]) for g in groups for line in g]
+        parts += [
+            f"## {task.name}, {groups[0][0]['steps']} steps\n",
+            table(
+                ["objective", "value", "seeds", *task.columns, "cpu s"],
+                [_row(task, group) for group in groups],
+            ),
+            f"\npython scripts/paper/compare.py {' '.join(runs)}\n",
+        ]
+    return "\n".join(parts)
+
+
+def _tuned(settings: Settings, task: Task, sweep: Sweep, results: Results) -> list[Tree]:
+    """The lines of the tuned value's runs that are finished; none before it is tuned."""
+    try:
+        value = best(settings, task, sweep, results)
+    except NotTuned:
+        return []
+    runs = [plan(settings, task, sweep, value, seed) for seed in settings.seeds]
+    return [line for run in runs if (line := results.of(run))]
+
+
+def _row(task: Task, lines: Sequence[Tree]) -> list[str]:
+    cells = []
+    for name in task.columns:
+        mean, sd = mean_sd([line["test"][name] for line in lines])
+        digits = 2 if mean >= 1 else 3
+        spread = f" ± {number(sd, digits)}" if len(lines) > 1 else ""
+        cells.append(number(mean, digits) + spread)
+    value = lines[0]["value"]
+    seconds = sum(line["cpu_seconds"] for line in lines) / len(lines)
+    return [
+        lines[0]["objective"],
+        "" if value is None else f"{value:g}",
+        str(len(lines)),
+        *cells,
+        f"{seconds:.0f}",
+    ]
+
+
+# --- the command line --------------------------------------------------------------------------
+
+
+def data_of(given: argparse.Namespace) -> dict[str, Tree]:
+    """task -> the place of its rows; Tatoeba's are split and written into the output folder."""
+    places = dict(BUILT_IN)
+    if given.tatoeba:
+        splits = tatoeba(given.tatoeba, MOST_WORDS, SIZES)
+        places["translation"] = {"files": write_splits(given.output / "tatoeba", splits)}
+    if given.descriptions:
+        folder = given.descriptions.absolute()
+        files = {split: str(folder / f"{split}.jsonl") for split in SPLITS}
+        files["validation"] = str(folder / "valid.jsonl")
+        columns = {"source": "text", "target": "summary"}
+        places["summarization"] = {"files": files, "columns": columns}
+    return places
+
+
+def chosen_sweeps(labels: Sequence[str] | None, say: Say) -> list[Sweep]:
+    """Those of the labels, all by default, that tvd-gen has an objective for."""
+    wanted = [sweep for sweep in SWEEPS if labels is None or sweep.label in labels]
+    for sweep in wanted:
+        if sweep.objective not in OBJECTIVES:
+            say(f"{sweep.label}: left out; tvd-gen has no objective {sweep.objective}")
+    return [sweep for sweep in wanted if sweep.objective in OBJECTIVES]
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    labels = [sweep.label for sweep in SWEEPS]
+    made.add_argument("--tasks", nargs="+", choices=[*TASKS], default=[*TASKS])
+    made.add_argument("--objectives", nargs="+", choices=labels, metavar="LABEL")
+    made.add_argument("--tatoeba", type=Path, help="a file of English TAB German")
+    made.add_argument("--descriptions", type=Path, help="a folder of descriptions")
+    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    made.add_argument("--budget", type=int, help="steps of each run; default: the task's")
+    made.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    made.add_argument("--quick", action="store_true", help="tiny models and data, a few steps")
+    made.add_argument("--table", action="store_true", help="only print what is finished")
+    made.add_argument("--output", type=Path, help="default: runs/small_tasks, or .../quick")
+    return made
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Read the command line, run, print the table."""
+    given = options().parse_args(words)
+    say: Say = _say
+    tasks = [TASKS[name] for name in given.tasks]
+    name = "runs/small_tasks/quick" if given.quick else "runs/small_tasks"
+    given.output = (given.output or Path(name)).absolute()
+    given.output.mkdir(parents=True, exist_ok=True)
+    steps = {
+        task.name: given.budget or (QUICK_STEPS if given.quick else task.steps) for task in tasks
+    }
+    size = QUICK if given.quick else Size()
+    seeds = tuple(given.seeds[:1] if given.quick else given.seeds)
+    try:
+        places = BUILT_IN if given.table else data_of(given)
+        settings = Settings(given.output, seeds, size, steps, places)
+        sweeps = chosen_sweeps(given.objectives, say)
+        if given.quick:
+            sweeps = [replace(each, grid=each.grid[:QUICK_GRID]) for each in sweeps]
+        if given.table:
+            results = Results(given.output)
+        else:
+            results = run_all(settings, tasks, sweeps, given.jobs, say)
+        text = report(settings, tasks, sweeps, results)
+    except (TvdGenError, ValueError, OSError) as fault:
+        raise SystemExit(f"{type(fault).__name__}: {fault}") from fault
+    write_text(given.output / "small_tasks.md", text)
+    print(text)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The paper's tasks made small: what is tuned, run, resumed and told; how the data are split."""
+
+import json
+import sys
+
+import pytest
+
+import compare
+import small_tasks
+from small_data import tatoeba
+from tvd_gen.config import load_config
+from tvd_gen.objectives import OBJECTIVES
+
+TINY = small_tasks.Size(16, 16, 1, 300, {"train": 60, "validation": 6, "test": 6})
+TUNED = [
+    small_tasks.Sweep("ce", "ce"),
+    small_tasks.Sweep("tailr", "tailr", "gamma", (0.01, 0.5)),
+    small_tasks.Sweep("gold", "gold", "min_weight", (0.2,), after_ce=True),
+]
+
+
+def settings(output, seeds=(1, 2), steps=2):
+    wanted = dict.fromkeys(small_tasks.TASKS, steps)
+    return small_tasks.Settings(output, seeds, TINY, wanted, small_tasks.BUILT_IN)
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+def test_objectives_are_tuned_alike_then_run_with_every_seed(tmp_path, said, monkeypatch, capsys):
+    """The whole way, in this process; then again, where everything is there already."""
+    made, task = settings(tmp_path), small_tasks.TRANSLATION
+    results = small_tasks.run_all(made, [task], TUNED, 1, said.append)
+    runs = [*results.lines]
+    value = small_tasks.best(made, task, TUNED[1], results)
+    assert sorted(runs) == sorted(
+        f"translation/{name}-seed{seed}"
+        for name, seeds in {
+            "ce": (1, 2), "tailr-0.01": (1, 2)[: 1 + (value == 0.01)],
+            "tailr-0.5": (1, 2)[: 1 + (value == 0.5)], "gold-0.2": (1, 2),
+        }.items()
+        for seed in seeds
+    )  # fmt: skip
+    for name in runs:
+        assert (tmp_path / name / "predictions.jsonl").exists()
+        assert not (tmp_path / name / "checkpoints").exists()
+        settled = json.loads((tmp_path / name / "evaluation.json").read_text())
+        assert settled["evaluation"]["split"] == "test"
+    monkeypatch.setattr(small_tasks, "finish", lambda run: pytest.fail(f"{run.folder} again"))
+    small_tasks.run_all(made, [task], TUNED, 1, said.append)
+
+    text = small_tasks.report(made, [task], TUNED, results)
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")] == [
+        "| objective", "| ---", "| ce", "| tailr", "| gold",
+    ]  # fmt: skip
+    command = next(line for line in text.splitlines() if line.startswith("python "))
+    monkeypatch.setattr(sys, "argv", command.split()[1:])
+    compare.main()  # the seeds of each objective are one group
+    assert "tailr" in capsys.readouterr().out
+
+
+def test_what_is_finished_survives_a_fault(tmp_path, said, monkeypatch):
+    """A campaign of hours that is stopped by one run must not begin anew."""
+    made, finish, asked = settings(tmp_path, seeds=(1,)), small_tasks.finish, []
+
+    def fragile(run):
+        asked.append(run.folder.name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return finish(run)
+
+    monkeypatch.setattr(small_tasks, "finish", fragile)
+    task = small_tasks.SUMMARIZATION
+    with pytest.raises(KeyboardInterrupt):
+        small_tasks.run_all(made, [task], TUNED[:2], 1, said.append)
+    small_tasks.run_all(made, [task], TUNED[:2], 1, said.append)
+    assert asked == ["ce-seed1", "tailr-0.01-seed1", "tailr-0.01-seed1", "tailr-0.5-seed1"]
+
+
+def test_results_of_another_budget_are_refused(tmp_path, said):
+    line = {"run": "translation/ce-seed1", "task": "translation", "steps": 5}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match="has 5 steps a run; take another --output"):
+        small_tasks.run_all(settings(tmp_path), [small_tasks.TRANSLATION], TUNED, 1, said.append)
+
+
+@pytest.mark.parametrize("task", small_tasks.TASKS.values(), ids=small_tasks.TASKS)
+@pytest.mark.parametrize("sweep", small_tasks.SWEEPS, ids=lambda sweep: sweep.label)
+def test_every_run_of_the_table_is_a_config(tmp_path, task, sweep):
+    """A name that is wrong in the grid would be found after hours."""
+    for value in sweep.values:
+        run = small_tasks.plan(settings(tmp_path), task, sweep, value, 1)
+        file = tmp_path / "run.yaml"
+        file.write_text(json.dumps(run.tree))
+        objective, _, additions = load_config(file).objective.build()
+        found = additions | vars(objective)
+        assert sweep.tuned is None or found[sweep.tuned] == value
+        assert task.chosen_by in task.columns
+
+
+def test_the_table_has_every_objective():
+    """One that is added must be compared too."""
+    assert {sweep.objective for sweep in small_tasks.SWEEPS} == set(OBJECTIVES)
+
+
+def test_the_published_floors_are_tailrs(tmp_path):
+    for task, floor in ((small_tasks.TRANSLATION, 0.3), (small_tasks.SUMMARIZATION, 0.2)):
+        run = small_tasks.plan(settings(tmp_path), task, small_tasks.SWEEPS[2], 0.1, 1)
+        assert run.tree["objective"] == {"name": "tailr", "gamma": 0.1, "min_weight": floor}
+
+
+def sentences(tmp_path):
+    lines = [f"English {i}\tDeutsch {i}" for i in range(40)]
+    lines += [f"English {i}\tAnders {i}" for i in range(40)]
+    lines += [f"Also {i}\tDeutsch {i}" for i in range(10)]  # one German, two English
+    lines += ["much too long to be of any use at all\tzu lang"]
+    file = tmp_path / "pairs.tsv"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_no_sentence_of_tatoeba_is_in_two_splits(tmp_path):
+    """It has many translations of one sentence: by lines, most test sentences would be known."""
+    splits = tatoeba(sentences(tmp_path), 4, {"validation": 8, "test": 8})
+    for field in ("source", "target"):
+        known = {row[field] for row in splits["train"]}
+        for split in ("validation", "test"):
+            assert splits[split]
+            assert not known & {row[field] for row in splits[split]}
+    assert len({row["target"] for row in splits["train"]}) == 50 - 16
+    again = tatoeba(sentences(tmp_path), 4, {"validation": 8, "test": 8})
+    assert splits == again
+    assert splits != tatoeba(sentences(tmp_path), 4, {"validation": 8, "test": 8}, seed=1)
+
+
+def test_a_line_without_a_translation_is_named(tmp_path):
+    file = tmp_path / "pairs.tsv"
+    file.write_text("one\teins\ntwo\n")
+    with pytest.raises(ValueError, match=r"pairs.tsv:2: needs English TAB German"):
+        tatoeba(file, 4, {"validation": 1, "test": 1})
+
+
+def test_the_command_line_quick_in_this_process(tmp_path, capsys):
+    words = ["--quick", "--tasks", "translation", "--objectives", "ce", "--budget", "2"]
+    small_tasks.main([*words, "--output", str(tmp_path)])
+    first = capsys.readouterr()
+    assert "1/1 translation/ce-seed1" in first.err
+    assert "## translation, 2 steps" in first.out
+    small_tasks.main([*words, "--output", str(tmp_path), "--table"])
+    assert capsys.readouterr() == (first.out, "")
+    assert (tmp_path / "small_tasks.md").read_text() == first.out[:-1]
