@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 # Threads that spin for long while they wait are several times slower on cores that others use too.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help demo test benchmark benchmark-check reliability reliability-check setup clean
+.PHONY: help demo test benchmark benchmark-check paper-check reliability reliability-check setup clean
 
 help:
 	@echo "make demo   set up, train a summarizer with the gamma loss, evaluate it"
@@ -24,6 +24,7 @@ help:
 	@echo "make benchmark-check  the same small, with loose bounds; a minute"
 	@echo "make reliability        kill runs, fill disks, spoil files, and compare; 15 min"
 	@echo "make reliability-check  a few of each; two minutes"
+	@echo "make paper-check        every objective in tiny runs of the paper's tasks; three minutes"
 	@echo "make setup  the environment in $(VENV) alone"
 	@echo "make clean  remove the environment and the demo's run"
 
@@ -47,6 +48,9 @@ benchmark-check: $(STAMP)
 
 reliability: $(STAMP)
 	$(BIN)/python scripts/reliability/run.py
+
+paper-check: $(STAMP)
+	$(BIN)/python scripts/paper/small_tasks.py --quick --jobs 2
 
 reliability-check: $(STAMP)
 	$(BIN)/python scripts/reliability/run.py --quick
