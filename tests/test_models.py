@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import errors
+from transformers import AutoTokenizer
 
 from tvd_gen.errors import DiskError, ModelError
 from tvd_gen.models import (
@@ -263,6 +264,8 @@ def test_a_pair_reads_with_one_vocabulary_and_writes_with_the_other(tmp_path):
     assert (both["input_ids"], both["labels"]) == (read, written)
     pair.save_pretrained(tmp_path)
     loaded = type(pair).load(tmp_path)
+    with pytest.raises((OSError, ValueError)):  # it would read with the target's vocabulary
+        AutoTokenizer.from_pretrained(tmp_path)
     assert loaded(text)["input_ids"] == read
     assert loaded(text_target=text)["input_ids"] == written
     assert loaded.pad_token_id == pair.pad_token_id

@@ -25,14 +25,14 @@ SPECIALS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_
 # tokens that no text needs, best first; used for padding where a tokenizer has no pad token
 PADS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 BYTES = 256
-SOURCE_FILE = "source_tokenizer.json"
+SOURCE_FILE, TARGET_FILE = "source_tokenizer.json", "target_tokenizer.json"
 
 
 class PairTokenizer(PreTrainedTokenizerFast):
     """Two vocabularies: `tokenizer(text)` reads with `source`'s, the rest is the target's.
 
     That is `tokenizer(text_target=...)`, `decode` and `len`. Special tokens have the same ids in
-    both. The target's files are saved as usual, and the source's vocabulary in SOURCE_FILE.
+    both. Saved in SOURCE_FILE and TARGET_FILE, and loaded by `load`.
     """
 
     source: PreTrainedTokenizerFast
@@ -47,8 +47,8 @@ class PairTokenizer(PreTrainedTokenizerFast):
     @classmethod
     def load(cls, folder: Path) -> "PairTokenizer":
         """The pair that was saved in a folder."""
-        target = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return cls.of(Tokenizer.from_file(str(folder / SOURCE_FILE)), target)
+        cores = [Tokenizer.from_file(str(folder / name)) for name in (SOURCE_FILE, TARGET_FILE)]
+        return cls.of(*cores)
 
     def __call__(
         self, text: Any = None, *others: Any, text_target: Any = None, **options: Any
@@ -65,11 +65,13 @@ class PairTokenizer(PreTrainedTokenizerFast):
         return read
 
     def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> tuple[str, ...]:
-        """Both vocabularies into the folder."""
-        files: tuple[str, ...] = super().save_pretrained(save_directory, *args, **options)
-        path = Path(save_directory) / SOURCE_FILE
-        self.source.backend_tokenizer.save(str(path))
-        return (*files, str(path))
+        """Both vocabularies into the folder; other options have no effect."""
+        # No tokenizer.json: AutoTokenizer would read sources with the target's vocabulary.
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.source.backend_tokenizer.save(str(folder / SOURCE_FILE))
+        self.backend_tokenizer.save(str(folder / TARGET_FILE))
+        return str(folder / SOURCE_FILE), str(folder / TARGET_FILE)
 
 
 def reader_of(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

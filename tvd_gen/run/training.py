@@ -37,7 +37,14 @@ from tvd_gen.data import (
 )
 from tvd_gen.errors import ConfigError, DataError, ModelError
 from tvd_gen.metrics import text_metrics
-from tvd_gen.models import ModelSpec, describe_model, load_model, most_new_tokens, save
+from tvd_gen.models import (
+    ModelSpec,
+    describe_model,
+    load_model,
+    most_new_tokens,
+    reader_of,
+    save,
+)
 from tvd_gen.process import is_first_process
 from tvd_gen.run.folder import RunFolder, disk_faults, write_json, write_lines, write_text
 from tvd_gen.run.resume import (
@@ -141,7 +148,8 @@ def load_reference(
         return None
     spec = ModelSpec(pretrained=name, dtype=config.model.dtype)
     reference, its = load_model(spec, texts=None, seed=config.seed, say=say)
-    if its.get_vocab() != tokenizer.get_vocab():
+    sides = ((its, tokenizer), (reader_of(its), reader_of(tokenizer)))
+    if any(theirs.get_vocab() != ours.get_vocab() for theirs, ours in sides):
         raise ModelError(f"objective.reference: {name} has another vocabulary than the model")
     return reference
 
