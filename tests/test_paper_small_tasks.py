@@ -67,7 +67,7 @@ def test_what_is_finished_survives_a_fault(tmp_path, said, monkeypatch):
 
     def fragile(run):
         asked.append(run.folder.name)
-        if len(asked) == 2:
+        if len(asked) == 3:
             raise KeyboardInterrupt
         return finish(run)
 
@@ -76,7 +76,12 @@ def test_what_is_finished_survives_a_fault(tmp_path, said, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         small_tasks.run_all(made, [task], TUNED[:2], 1, said.append)
     small_tasks.run_all(made, [task], TUNED[:2], 1, said.append)
-    assert asked == ["ce-seed1", "tailr-0.01-seed1", "tailr-0.01-seed1", "tailr-0.5-seed1"]
+    assert asked == ["lead", "ce-seed1", *["tailr-0.01-seed1"] * 2, "tailr-0.5-seed1"]
+    leads = [json.loads(x) for x in (tmp_path / "leads" / "test.jsonl").read_text().splitlines()]
+    assert len(leads) == TINY.rows["test"]
+    assert all(row["source"].startswith(row["target"][:20]) for row in leads)
+    begun = load_config(tmp_path / "summarization" / "ce-seed1" / "config.yaml").model
+    assert begun.pretrained == str(tmp_path / "summarization" / "lead" / "model")
 
 
 def test_results_of_another_budget_are_refused(tmp_path, said):

@@ -1,12 +1,16 @@
-"""Tatoeba's sentence pairs as a corpus: chosen, split and written for runs of any size."""
+"""Rows for small runs: Tatoeba's sentence pairs, chosen and split; first sentences as targets."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from tvd_gen.data import DataSpec, load_corpus
+from tvd_gen.metrics import lead
 from tvd_gen.run.folder import write_lines
 
 SPLITS = ("train", "validation", "test")
+PLACES = ("source", "files", "columns")
 Pair = dict[str, str]
 
 
@@ -51,9 +55,26 @@ def _rows(sentences: Sequence[str], pairs: Mapping[str, list[str]]) -> Iterator[
             yield {"source": german, "target": english}
 
 
-def write_splits(folder: Path, splits: Mapping[str, Sequence[Pair]]) -> dict[str, str]:
-    """split -> its JSON-lines file in the folder."""
+def files_of(folder: Path) -> dict[str, str]:
+    """split -> its JSON-lines file in a folder."""
+    return {split: str(folder / f"{split}.jsonl") for split in SPLITS}
+
+
+def write_splits(folder: Path, splits: Mapping[str, Iterable[Pair]]) -> None:
+    """The JSON-lines files of a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
-        write_lines(folder / f"{split}.jsonl", rows)
-    return {split: str(folder / f"{split}.jsonl") for split in splits}
+        write_lines(Path(files_of(folder)[split]), rows)
+
+
+def write_leads(data: Mapping[str, Any], folder: Path) -> None:
+    """The rows of a `data` section with the source's first sentence as their target."""
+    spec = DataSpec(**{name: data[name] for name in PLACES if name in data}, limit=data["limit"])
+    corpus = load_corpus(spec, ("source", "target"))
+    splits = {
+        split: [
+            {"source": text, "target": first} for text in rows["source"] if (first := lead(text))
+        ]
+        for split, rows in corpus.splits.items()
+    }
+    write_splits(folder, splits)

@@ -5,11 +5,14 @@
     python scripts/paper/small_tasks.py --table                       # of what is finished
 
 Translation, German to English, and summarization, a package's description to its synopsis, by small
-Transformers from scratch. Each objective of SWEEPS has one number, tuned over its grid with the
-first seed by the validation set's BLEU or ROUGE-L; then it is trained with every seed. Each run is
-a run folder with predictions.jsonl of the test set and a line in results.jsonl; the same command
-goes on where it was stopped, and leaves out what is finished. Objectives that need a trained model
-(`after_ce`) start from cross-entropy's of the first seed, and so are trained twice as long.
+Transformers from scratch. Those that summarize first learn to give the description's first
+sentence: all begin with one such model, as the paper's begin with BART, for a few minutes of
+synopses alone teach no model to read. Each objective of SWEEPS has one number, tuned over its grid
+with the first seed by the validation set's BLEU or ROUGE-L; then it is trained with every seed.
+Each run is a run folder with predictions.jsonl of the test set and a line in results.jsonl; the
+same command goes on where it was stopped, and leaves out what is finished. Objectives that need a
+trained model (`after_ce`) start from cross-entropy's of the first seed, and so are trained twice as
+long.
 
 Without --tatoeba (English TAB German; tatoeba.org, manythings.org/anki) translation is of the
 package descriptions that ship; --descriptions names a folder of {train,valid,test}.jsonl with
@@ -35,7 +38,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from significance import mean_sd
-from small_data import SPLITS, tatoeba, write_splits
+from small_data import SPLITS, files_of, tatoeba, write_leads, write_splits
 from tables import number, table
 from tvd_gen.config import load_config
 from tvd_gen.errors import TvdGenError
@@ -105,8 +108,11 @@ class Task:
     min_weight: float
     """TaiLr's, as published for the task"""
     steps: int
+    learning_rate: float
     data: Tree
     config: Tree
+    lead_steps: int = 0
+    """for so many steps, by cross-entropy, the source's first sentence is learned beforehand"""
 
 
 COMMON = ["perplexity", "accuracy", "calibration", "diversity", "repetition"]
@@ -116,6 +122,7 @@ TRANSLATION = Task(
     ("bleu", "chrf", "nll", "accuracy", "ece", "distinct_2", "rep_16"),
     0.3,
     4000,
+    2.0e-3,
     {"max_source_tokens": 24, "max_target_tokens": 24},
     {
         "training": {"max_tokens": 512},
@@ -128,13 +135,15 @@ SUMMARIZATION = Task(
     "rougeL",
     ("rouge1", "rouge2", "rougeL", "nll", "accuracy", "ece", "distinct_2", "rep_16"),
     0.2,
-    3000,
-    {"max_source_tokens": 64, "max_target_tokens": 24, "limit": {"validation": 500, "test": 1000}},
+    2500,
+    1.0e-3,
+    {"max_source_tokens": 32, "max_target_tokens": 24, "limit": {"validation": 500, "test": 1000}},
     {
-        "training": {"max_tokens": 1024},
+        "training": {"max_tokens": 768},
         "generation": {"num_beams": 4, "no_repeat_ngram_size": 3, "max_new_tokens": 24},
         "evaluation": {"metrics": ["rouge", *COMMON], "batch_size": 50},
     },
+    lead_steps=1500,
 )
 TASKS = {task.name: task for task in (TRANSLATION, SUMMARIZATION)}
 MOST_WORDS = 7  # of Tatoeba's sentences: what the model can learn in a few minutes
@@ -207,8 +216,7 @@ def architecture(size: Size) -> Tree:
 
 def plan(settings: Settings, task: Task, sweep: Sweep, value: float | None, seed: int) -> Plan:
     """The run's folder and its whole config."""
-    folder = folder_of(settings, task, sweep, value, seed)
-    steps, reference = settings.steps[task.name], _reference(settings, task)
+    folder, reference = folder_of(settings, task, sweep, value, seed), _reference(settings, task)
     objective: Tree = {"name": sweep.objective, **sweep.fixed}
     if sweep.tuned:
         objective[sweep.tuned] = value
@@ -216,15 +224,53 @@ def plan(settings: Settings, task: Task, sweep: Sweep, value: float | None, seed
         objective["min_weight"] = task.min_weight
     if sweep.looks_at_ce:
         objective["reference"] = reference
-    vocabulary = {"type": "bpe", "vocab_size": settings.size.vocabulary, "lowercase": True}
-    model: Tree = {"architecture": architecture(settings.size), "tokenizer": vocabulary}
+    model = _fresh(settings.size)
+    if task.lead_steps:
+        model = {"pretrained": str(RunFolder(lead_folder(settings, task)).model)}
     if sweep.after_ce:
         model = {"pretrained": reference}
+    steps, rate = settings.steps[task.name], task.learning_rate
+    tree = _config(settings, task, folder.name, seed, steps, rate) | {
+        "objective": objective,
+        "model": model,
+        "data": _data(settings, task, settings.data[task.name]),
+    }
+    return Plan(task.name, sweep.label, value, seed, folder, tree)
+
+
+def plan_lead(settings: Settings, task: Task) -> Plan:
+    """The run that all others of the task begin with, on rows that `write_leads` writes."""
+    folder, seed = lead_folder(settings, task), settings.seeds[0]
+    steps = min(task.lead_steps, settings.steps[task.name])
+    tree = _config(settings, task, folder.name, seed, steps, 2.0e-3) | {
+        "objective": {"name": "ce"},
+        "model": _fresh(settings.size),
+        "data": _data(settings, task, {"files": files_of(settings.output / "leads")}),
+    }
+    return Plan(task.name, "lead", None, seed, folder, tree)
+
+
+def lead_folder(settings: Settings, task: Task) -> Path:
+    """Of the run that all others of the task begin with."""
+    return settings.output / task.name / "lead"
+
+
+def _fresh(size: Size) -> Tree:
+    vocabulary = {"type": "bpe", "vocab_size": size.vocabulary, "lowercase": True}
+    return {"architecture": architecture(size), "tokenizer": vocabulary}
+
+
+def _data(settings: Settings, task: Task, place: Tree) -> Tree:
     limits = task.data.get("limit", {}) | dict(settings.size.rows)
+    return {**place, **task.data, "limit": limits}
+
+
+def _config(settings: Settings, task: Task, name: str, seed: int, steps: int, rate: float) -> Tree:
+    """What does not hang on the objective."""
     training = {
         **task.config["training"],
         "max_steps": steps,
-        "learning_rate": 2.0e-3,
+        "learning_rate": rate,
         "lr_scheduler_type": "linear",
         "warmup_steps": steps // 12,
         "adam_beta2": 0.98,
@@ -232,17 +278,8 @@ def plan(settings: Settings, task: Task, sweep: Sweep, value: float | None, seed
         "save_steps": max(1, steps // 4),
         "save_total_limit": 1,
     }
-    tree = {
-        "name": folder.name,
-        "task": task.name,
-        "seed": seed,
-        "objective": objective,
-        "model": model,
-        "data": {**settings.data[task.name], **task.data, "limit": limits},
-        **task.config,
-        "training": training,
-    }
-    return Plan(task.name, sweep.label, value, seed, folder, tree)
+    base = {"name": name, "task": task.name, "seed": seed}
+    return base | task.config | {"training": training}
 
 
 def folder_of(settings: Settings, task: Task, sweep: Sweep, value: float | None, seed: int) -> Path:
@@ -357,9 +394,14 @@ def best(settings: Settings, task: Task, sweep: Sweep, results: Results) -> floa
 def run_all(
     settings: Settings, tasks: Sequence[Task], sweeps: Sequence[Sweep], jobs: int, say: Say
 ) -> Results:
-    """Cross-entropy first, for some start from it; then every grid; then every seed."""
+    """What others begin with first, the leads and cross-entropy; then every grid; every seed."""
     results = Results(settings.output)
     first = settings.seeds[0]
+    for task in tasks:
+        if task.lead_steps:
+            place = _data(settings, task, settings.data[task.name])
+            write_leads(place, settings.output / "leads")
+            complete([plan_lead(settings, task)], results, jobs, say)
     if any(sweep.looks_at_ce or sweep.after_ce for sweep in sweeps):
         ce = [plan(settings, task, SWEEPS[0], None, first) for task in tasks]
         complete(ce, results, jobs, say)
@@ -440,7 +482,8 @@ def data_of(given: argparse.Namespace) -> dict[str, Tree]:
     places = dict(BUILT_IN)
     if given.tatoeba:
         splits = tatoeba(given.tatoeba, MOST_WORDS, SIZES)
-        places["translation"] = {"files": write_splits(given.output / "tatoeba", splits)}
+        write_splits(given.output / "tatoeba", splits)
+        places["translation"] = {"files": files_of(given.output / "tatoeba")}
     if given.descriptions:
         folder = given.descriptions.absolute()
         files = {split: str(folder / f"{split}.jsonl") for split in SPLITS}
