@@ -6,22 +6,23 @@ import sys
 import pytest
 
 import compare
+import small_plans
 import small_tasks
 from small_data import tatoeba
 from tvd_gen.config import load_config
 from tvd_gen.objectives import OBJECTIVES
 
-TINY = small_tasks.Size(16, 16, 1, 300, {"train": 60, "validation": 6, "test": 6})
+TINY = small_plans.Size(16, 16, 1, 300, {"train": 60, "validation": 6, "test": 6})
 TUNED = [
-    small_tasks.Sweep("ce", "ce"),
-    small_tasks.Sweep("tailr", "tailr", "gamma", (0.01, 0.5)),
-    small_tasks.Sweep("gold", "gold", "min_weight", (0.2,), after_ce=True),
+    small_plans.Sweep("ce", "ce"),
+    small_plans.Sweep("tailr", "tailr", "gamma", (0.01, 0.5)),
+    small_plans.Sweep("gold", "gold", "min_weight", (0.2,), after_ce=True),
 ]
 
 
 def settings(output, seeds=(1, 2), steps=2):
-    wanted = dict.fromkeys(small_tasks.TASKS, steps)
-    return small_tasks.Settings(output, seeds, TINY, wanted, small_tasks.BUILT_IN)
+    wanted = dict.fromkeys(small_plans.TASKS, steps)
+    return small_plans.Settings(output, seeds, TINY, wanted, small_plans.BUILT_IN)
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def said():
 
 def test_objectives_are_tuned_alike_then_run_with_every_seed(tmp_path, said, monkeypatch, capsys):
     """The whole way, in this process; then again, where everything is there already."""
-    made, task = settings(tmp_path), small_tasks.TRANSLATION
+    made, task = settings(tmp_path), small_plans.TRANSLATION
     results = small_tasks.run_all(made, [task], TUNED, 1, said.append)
     runs = [*results.lines]
     value = small_tasks.best(made, task, TUNED[1], results)
@@ -72,7 +73,7 @@ def test_what_is_finished_survives_a_fault(tmp_path, said, monkeypatch):
         return finish(run)
 
     monkeypatch.setattr(small_tasks, "finish", fragile)
-    task = small_tasks.SUMMARIZATION
+    task = small_plans.SUMMARIZATION
     with pytest.raises(KeyboardInterrupt):
         small_tasks.run_all(made, [task], TUNED[:2], 1, said.append)
     small_tasks.run_all(made, [task], TUNED[:2], 1, said.append)
@@ -88,15 +89,15 @@ def test_results_of_another_budget_are_refused(tmp_path, said):
     line = {"run": "translation/ce-seed1", "task": "translation", "steps": 5}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(ValueError, match="has 5 steps a run; take another --output"):
-        small_tasks.run_all(settings(tmp_path), [small_tasks.TRANSLATION], TUNED, 1, said.append)
+        small_tasks.run_all(settings(tmp_path), [small_plans.TRANSLATION], TUNED, 1, said.append)
 
 
-@pytest.mark.parametrize("task", small_tasks.TASKS.values(), ids=small_tasks.TASKS)
-@pytest.mark.parametrize("sweep", small_tasks.SWEEPS, ids=lambda sweep: sweep.label)
+@pytest.mark.parametrize("task", small_plans.TASKS.values(), ids=small_plans.TASKS)
+@pytest.mark.parametrize("sweep", small_plans.SWEEPS, ids=lambda sweep: sweep.label)
 def test_every_run_of_the_table_is_a_config(tmp_path, task, sweep):
     """A name that is wrong in the grid would be found after hours."""
     for value in sweep.values:
-        run = small_tasks.plan(settings(tmp_path), task, sweep, value, 1)
+        run = small_plans.plan(settings(tmp_path), task, sweep, value, 1)
         file = tmp_path / "run.yaml"
         file.write_text(json.dumps(run.tree))
         objective, _, additions = load_config(file).objective.build()
@@ -107,12 +108,12 @@ def test_every_run_of_the_table_is_a_config(tmp_path, task, sweep):
 
 def test_the_table_has_every_objective():
     """One that is added must be compared too."""
-    assert {sweep.objective for sweep in small_tasks.SWEEPS} == set(OBJECTIVES)
+    assert {sweep.objective for sweep in small_plans.SWEEPS} == set(OBJECTIVES)
 
 
 def test_the_published_floors_are_tailrs(tmp_path):
-    for task, floor in ((small_tasks.TRANSLATION, 0.3), (small_tasks.SUMMARIZATION, 0.2)):
-        run = small_tasks.plan(settings(tmp_path), task, small_tasks.SWEEPS[2], 0.1, 1)
+    for task, floor in ((small_plans.TRANSLATION, 0.3), (small_plans.SUMMARIZATION, 0.2)):
+        run = small_plans.plan(settings(tmp_path), task, small_plans.SWEEPS[2], 0.1, 1)
         assert run.tree["objective"] == {"name": "tailr", "gamma": 0.1, "min_weight": floor}
 
 
