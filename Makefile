@@ -50,6 +50,8 @@ reliability: $(STAMP)
 	$(BIN)/python scripts/reliability/run.py
 
 paper-check: $(STAMP)
+	$(BIN)/python scripts/paper/toy.py
+	$(BIN)/python scripts/paper/synthetic.py --quick --jobs 2 --seeds 1
 	$(BIN)/python scripts/paper/small_tasks.py --quick --jobs 2
 
 reliability-check: $(STAMP)

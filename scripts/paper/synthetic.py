@@ -2,7 +2,7 @@
 
     python scripts/paper/synthetic.py --captions train.txt --validation valid.txt
     python scripts/paper/synthetic.py ... --objectives ce tailr-1e-07 --seeds 1 2 3 --jobs 2
-    python scripts/paper/synthetic.py ... --quick      # minutes; its figures mean nothing
+    python scripts/paper/synthetic.py --quick          # minutes; its figures mean nothing
 
 An LSTM that was trained on captions, one a line, is the oracle. Students learn from its sentences
 and are measured against it: both distributions are known. A seed has an oracle of its own, so that
@@ -13,6 +13,8 @@ comparison.
 
 import argparse
 import dataclasses
+import gzip
+import json
 import multiprocessing
 import signal
 import sys
@@ -25,7 +27,9 @@ import torch
 import synthetic_table
 from recipe import QUICK, Settings, looks_at_ce, objectives
 from stages import Experiment, fix, read_captions, run_student, sample_oracle, train_oracle
+from tvd_gen.data.corpora import corpus_files
 from tvd_gen.errors import NonFiniteError, TvdGenError
+from tvd_gen.run.folder import write_text
 
 
 def say(line: str) -> None:
@@ -135,14 +139,29 @@ def run(
     return synthetic_table.write(output), faults
 
 
+def shipped_captions(output: Path) -> tuple[Path, Path]:
+    """Short texts for want of captions: the synopses of Debian's packages, as files of lines."""
+    output.mkdir(parents=True, exist_ok=True)
+    made = []
+    for split, file in corpus_files("debian-descriptions").items():
+        if split == "test":
+            continue
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            texts = [" ".join(json.loads(line)["target"].split()) for line in lines]
+        made.append(output / f"synopses-{split}.txt")
+        write_text(made[-1], "".join(f"{text}\n" for text in texts))
+    train, validation = made
+    return train, validation
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     known = [*objectives()]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--captions", type=Path, required=True)
-    parser.add_argument("--validation", type=Path, required=True)
+    parser.add_argument("--captions", type=Path, help="default: synopses that ship with tvd-gen")
+    parser.add_argument("--validation", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/synthetic"))
     parser.add_argument("--objectives", nargs="+", choices=known, default=known, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
@@ -164,6 +183,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every finally
     try:
         files = given.captions, given.validation
+        if files == (None, None):
+            files = shipped_captions(given.output)
+        elif None in files:
+            sys.exit("give both --captions and --validation, or neither")
         wanted = given.objectives, given.seeds, given.jobs
         table, faults = run(given.output, settings, *files, *wanted)
     except (TvdGenError, RuntimeError) as error:
