@@ -46,8 +46,11 @@ def three_steps(model, folder, trainer, **changes):
     return last["loss"], last["grad_norm"], made.model.state_dict()
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bart"])
-@pytest.mark.parametrize("objective", LEVELS, ids=repr)
+@pytest.mark.parametrize(
+    ("family", "objective"),
+    [*(("gpt2", each) for each in LEVELS), *(("bart", each) for each in LEVELS[:4])],
+    ids=repr,
+)
 def test_accumulation_and_padding_change_nothing(objective, family, tmp_path):
     """A quantile of half a batch, or a neighbour taken for context, would."""
     model, trainer = tiny_model(family), {"objective": objective}

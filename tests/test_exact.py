@@ -564,8 +564,10 @@ def signalled(tmp_path_factory):
     return end(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("moment", "step"), MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "step", "number"),
+    [(*each, signal.SIGTERM) for each in MOMENTS] + [(*MOMENTS[0], signal.SIGINT)],
+)
 def test_a_signal_saves_and_the_resumed_run_is_exact(number, moment, step, signalled, tmp_path):
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match=f"{number.name}: stopped at step") as caught:
