@@ -22,17 +22,8 @@ from tvd_gen.data.batches import MaxTokensBatchSampler
 from tvd_gen.errors import NonFiniteError
 from tvd_gen.head import BACKENDS, check_additions
 from tvd_gen.metrics import LOWER_IS_BETTER
-from tvd_gen.objectives import OBJECTIVES, Objective, SequenceObjective, State
+from tvd_gen.objectives import OBJECTIVES, Objective
 from tvd_gen.schedules import Schedule
-from tvd_gen.trainer.companions import (
-    Companion,
-    Source,
-    WeightSource,
-    follow,
-    frozen_copy,
-)
-from tvd_gen.trainer.exact import ExactMixin
-from tvd_gen.trainer.identity import of_weights
 from tvd_gen.trainer.interception import (
     IGNORE,
     Interceptor,
@@ -42,6 +33,7 @@ from tvd_gen.trainer.interception import (
     take_targets,
 )
 from tvd_gen.trainer.meter import Meter, perplexity
+from tvd_gen.trainer.remembering import RememberingMixin
 
 Inputs = dict[str, Any]
 _ALIGNED = {
@@ -50,7 +42,7 @@ _ALIGNED = {
 }
 
 
-class ObjectiveMixin(ExactMixin):
+class ObjectiveMixin(RememberingMixin):
     """Trains and evaluates on an objective of any level: put it before any Trainer.
 
         class Mine(ObjectiveMixin, SFTTrainer): ...
@@ -66,13 +58,7 @@ class ObjectiveMixin(ExactMixin):
     z_loss: weight of each token's squared log-sum-exp (PaLM: 1e-4), 0 for none.
     row_budget: share of the head's gradient that may be left out, token by token, for speed; 0 for
         none. See linear_objective_loss.
-    weights_from: where a token objective's weights, or GOLD's, come from: model (the pass that is
-        trained on, as published), eval (without dropout), ema (an average of the model's weights
-        that decays by weights_decay a step), lagged (a copy, made anew every weights_every steps).
-    normalize_weights: divide each step's gradient by its mean weight, so that it has
-        cross-entropy's size; the log's loss stays the objective's.
-    reference: a frozen model that gold, asft and d2gpo look at; by default the model as it is when
-        training starts.
+    weights_from, weights_every, weights_decay, normalize_weights, reference: see RememberingMixin.
     head_backend: auto | reference | chunked | triton, or logits for the model's own logits.
     max_skipped_steps: how many steps may be left out because their loss or gradient is not finite.
     max_tokens: a budget of padded tokens (rows * longest) for each training batch of a device, in
@@ -94,18 +80,11 @@ class ObjectiveMixin(ExactMixin):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         row_budget: float = 0.0,
-        weights_from: Source = "model",
-        weights_every: int = 3000,
-        weights_decay: float = 0.999,
-        normalize_weights: bool = False,
-        reference: nn.Module | None = None,
         head_backend: str = "auto",
         max_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.objective: Objective = _objective(objective)
-        self.weight_source = WeightSource(weights_from, weights_every, weights_decay)
-        self.normalize_weights = normalize_weights
         self.schedules: dict[str, Schedule] = dict(schedules or {})
         self.loss_settings = LossSettings(label_smoothing, z_loss, row_budget, head_backend)
         self.max_tokens = max_tokens
@@ -113,13 +92,6 @@ class ObjectiveMixin(ExactMixin):
         self._interceptor: Interceptor | None = None
         self._keep_logits: bool | None = None
         self._trained_objective = self.objective
-        self._state: State = {}
-        self._means: list[Tensor] = []
-        self._weights: Tensor | None = None
-        self._updated = False
-        self._given_reference = reference
-        self._old: Companion | None = None
-        self._reference: Companion | None = None
         self._token_batches: MaxTokensBatchSampler | None = None
         self._check_objective()
         super().__init__(*args, **kwargs)
@@ -143,13 +115,6 @@ class ObjectiveMixin(ExactMixin):
         check_additions(settings.label_smoothing, settings.z_loss, settings.row_budget)
         if settings.backend in ("logits", "reference") and settings.row_budget:
             raise ValueError(f"row_budget needs the fast head, not {settings.backend!r}")
-        if self.weight_source.kind != "model" and not self.objective.may_weigh_by:
-            raise ValueError(
-                f"weights_from={self.weight_source.kind!r}: {self.objective} has no weights that "
-                "could come from another model"
-            )
-        if self._given_reference is not None and not self._looks_at_reference:
-            raise ValueError(f"{self.objective} looks at no reference model")
 
     def _check_arguments(self) -> None:
         if self.compute_loss_func is not None:
@@ -284,92 +249,6 @@ class ObjectiveMixin(ExactMixin):
     def _is_encoder_decoder(self) -> bool:
         return bool(getattr(self._language_model.config, "is_encoder_decoder", False))
 
-    # -- what an objective looks at beside, and what it remembers ------------------------------
-
-    @property
-    def _looks_at_reference(self) -> bool:
-        return not self.objective.needs.isdisjoint({"reference", "embeddings"})
-
-    def _current_state(self) -> State:
-        if not self._state and isinstance(self.objective, SequenceObjective):
-            self._state = self.objective.start()
-        return self._state
-
-    def _make_companions(self) -> None:
-        """Copies of the model as it is now, where they are looked at."""
-        model = self.accelerator.unwrap_model(self.model)
-        source = self.weight_source.kind
-        if self._old is None and source != "model":
-            self._old = self._companion(model if source == "eval" else frozen_copy(model))
-        if self._reference is None and self._looks_at_reference:
-            given = self._given_reference
-            self._reference = self._companion(frozen_copy(model) if given is None else given)
-
-    def _companion(self, model: Any) -> Companion:
-        core = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return Companion(model.to(self.args.device), core)
-
-    def _look_around(self, request: LossRequest, inputs: Inputs) -> None:
-        """Let the other models read the batch."""
-        self._make_companions()
-        backend = self.loss_settings.backend
-        with self.accelerator.autocast():
-            if self._old is not None:
-                request.old = self._old.look(inputs, backend)
-            if "reference" in self.objective.needs and self._reference is not None:
-                request.reference = self._reference.look(inputs, backend)
-        if "embeddings" in self.objective.needs and self._reference is not None:
-            request.embeddings = self._reference.embeddings()
-
-    def _note(self, request: LossRequest) -> None:
-        """Keep what the end of the step needs of a micro-batch."""
-        self._updated = True
-        if request.means is not None:
-            self._means.append(request.means)
-        if self.normalize_weights:
-            assert request.output is not None
-            sums = torch.stack([request.output.tokens, request.output.weight]).detach()
-            self._weights = sums if self._weights is None else self._weights + sums
-
-    def _normalize(self, model: nn.Module) -> None:
-        """Divide the gradients of a step by its mean weight."""
-        if self._weights is None:
-            return
-        tokens, weights = self._over_ranks(self._weights)
-        self._weights = None
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(tokens / weights.clamp(min=torch.finfo(weights.dtype).tiny))
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        self._normalize(model)
-        return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        self._normalize(model)  # where nothing was clipped
-        return super()._get_grad_norm(model, grad_norm)
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self._updated:
-            self._updated = False
-            self._remember()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _remember(self) -> None:
-        """After a step: the objective's state and the older weights move on."""
-        if self._means:
-            means, self._means = torch.cat(self._means), []
-            assert isinstance(self.objective, SequenceObjective)
-            seen = [mean for each in self._from_all(means.tolist()) for mean in each]
-            self._state = self.objective.advance(self._current_state(), torch.tensor(seen))
-        source = self.weight_source
-        if self._old is not None and source.kind in ("ema", "lagged"):
-            model = self.accelerator.unwrap_model(self.model)
-            if source.kind == "ema":
-                follow(self._old.model, model, source.decay)
-            elif self.state.global_step % source.every == 0:
-                follow(self._old.model, model, 0.0)
-
     # -- the batches ----------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -421,9 +300,7 @@ class ObjectiveMixin(ExactMixin):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The stock training; afterwards the model is without hooks again."""
         self._train_meter = Meter()
-        self._state, self._means, self._weights, self._updated = {}, [], None, False
-        self._old = None
-        self._make_companions()  # before a checkpoint is loaded
+        self._start_memory()  # before a checkpoint is loaded
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -441,20 +318,15 @@ class ObjectiveMixin(ExactMixin):
             "objective": repr(self.objective),
             "schedules": repr(self.schedules),
             "loss": repr(self.loss_settings),
-            "weights": repr((self.weight_source, self.normalize_weights)),
-            "reference": None if self._reference is None else of_weights(self._reference.model),
             "max_tokens": self.max_tokens,
         }
 
     def progress(self) -> dict[str, Any]:
-        """With the sums since the last log, the objective's state and older weights."""
+        """With the sums since the last log."""
         sums = self._train_meter.sums
-        older = self._old is not None and self.weight_source.kind in ("ema", "lagged")
         return {
             **super().progress(),
             "sums": None if sums is None else sums.clone(),
-            "objective": self._current_state(),
-            "old": self._old.model.state_dict() if older and self._old is not None else None,
         }
 
     def load_progress(self, progress: dict[str, Any]) -> None:
@@ -462,18 +334,10 @@ class ObjectiveMixin(ExactMixin):
         super().load_progress(progress)
         sums = progress["sums"]
         self._train_meter.sums = None if sums is None else sums.to(self.args.device)
-        self._state = progress["objective"]
-        self._means, self._weights, self._updated = [], None, False
-        if progress["old"] is not None and self._old is not None:
-            self._old.model.load_state_dict(progress["old"])
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: transformers keeps its own objective, a number, where this trainer has its."""
         raise ValueError("hyperparameter_search would overwrite the objective: loop over trainers")
-
-    def _over_ranks(self, sums: Tensor) -> Tensor:
-        total: Tensor = self.accelerator.reduce(sums, reduction="sum")
-        return total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the stock trainer does, a training log with the objective's numbers."""

@@ -1,0 +1,176 @@
+"""What an objective looks at beside the batch, and what it remembers from step to step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvd_gen.objectives import Objective, SequenceObjective, State
+from tvd_gen.trainer.companions import Companion, Source, WeightSource, follow, frozen_copy
+from tvd_gen.trainer.exact import ExactMixin
+from tvd_gen.trainer.identity import of_weights
+from tvd_gen.trainer.interception import LossRequest, LossSettings
+
+Inputs = dict[str, Any]
+
+
+class RememberingMixin(ExactMixin):
+    """The part of ObjectiveMixin that keeps other models and an objective's state.
+
+    weights_from: where a token objective's weights, or GOLD's, come from: model (the pass that is
+        trained on, as published), eval (without dropout), ema (an average of the model's weights
+        that decays by weights_decay a step), lagged (a copy, made anew every weights_every steps).
+    normalize_weights: divide each step's gradient by its mean weight, so that it has
+        cross-entropy's size; the log's loss stays the objective's.
+    reference: a frozen model that gold, asft and d2gpo look at; by default the model as it is when
+        training starts.
+    """
+
+    objective: Objective
+    loss_settings: LossSettings
+
+    def __init__(
+        self,
+        *args: Any,
+        weights_from: Source = "model",
+        weights_every: int = 3000,
+        weights_decay: float = 0.999,
+        normalize_weights: bool = False,
+        reference: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.weight_source = WeightSource(weights_from, weights_every, weights_decay)
+        self.normalize_weights = normalize_weights
+        self._state: State = {}
+        self._means: list[Tensor] = []
+        self._weights: Tensor | None = None
+        self._updated = False
+        self._given_reference = reference
+        self._old: Companion | None = None
+        self._reference: Companion | None = None
+        if weights_from != "model" and not self.objective.may_weigh_by:
+            raise ValueError(
+                f"weights_from={weights_from!r}: {self.objective} has no weights that could come "
+                "from another model"
+            )
+        if reference is not None and not self._looks_at_reference:
+            raise ValueError(f"{self.objective} looks at no reference model")
+        super().__init__(*args, **kwargs)
+
+    def _start_memory(self) -> None:
+        self._state, self._means, self._weights, self._updated = {}, [], None, False
+        self._old = None
+        self._make_companions()
+
+    def identity(self) -> dict[str, Any]:
+        """Where weights come from, and the reference model, are part of what a run is."""
+        return {
+            **super().identity(),
+            "weights": repr((self.weight_source, self.normalize_weights)),
+            "reference": None if self._reference is None else of_weights(self._reference.model),
+        }
+
+    def progress(self) -> dict[str, Any]:
+        """With the objective's state and older weights."""
+        keeps = self._old is not None and self.weight_source.kind in ("ema", "lagged")
+        return {
+            **super().progress(),
+            "objective": self._current_state(),
+            "old": self._old.model.state_dict() if keeps and self._old is not None else None,
+        }
+
+    def load_progress(self, progress: dict[str, Any]) -> None:
+        """As above."""
+        super().load_progress(progress)
+        self._state = progress["objective"]
+        self._means, self._weights, self._updated = [], None, False
+        if progress["old"] is not None and self._old is not None:
+            self._old.model.load_state_dict(progress["old"])
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(sums, reduction="sum")
+        return total
+
+    @property
+    def _looks_at_reference(self) -> bool:
+        return not self.objective.needs.isdisjoint({"reference", "embeddings"})
+
+    def _current_state(self) -> State:
+        if not self._state and isinstance(self.objective, SequenceObjective):
+            self._state = self.objective.start()
+        return self._state
+
+    def _make_companions(self) -> None:
+        """Copies of the model as it is now, where they are looked at."""
+        model = self.accelerator.unwrap_model(self.model)
+        source = self.weight_source.kind
+        if self._old is None and source != "model":
+            self._old = self._companion(model if source == "eval" else frozen_copy(model))
+        if self._reference is None and self._looks_at_reference:
+            given = self._given_reference
+            self._reference = self._companion(frozen_copy(model) if given is None else given)
+
+    def _companion(self, model: Any) -> Companion:
+        core = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return Companion(model.to(self.args.device), core)
+
+    def _look_around(self, request: LossRequest, inputs: Inputs) -> None:
+        """Let the other models read the batch."""
+        self._make_companions()
+        backend = self.loss_settings.backend
+        with self.accelerator.autocast():
+            if self._old is not None:
+                request.old = self._old.look(inputs, backend)
+            if "reference" in self.objective.needs and self._reference is not None:
+                request.reference = self._reference.look(inputs, backend)
+        if "embeddings" in self.objective.needs and self._reference is not None:
+            request.embeddings = self._reference.embeddings()
+
+    def _note(self, request: LossRequest) -> None:
+        """Keep what the end of the step needs of a micro-batch."""
+        self._updated = True
+        if request.means is not None:
+            self._means.append(request.means)
+        if self.normalize_weights:
+            assert request.output is not None
+            sums = torch.stack([request.output.tokens, request.output.weight]).detach()
+            self._weights = sums if self._weights is None else self._weights + sums
+
+    def _normalize(self, model: nn.Module) -> None:
+        """Divide the gradients of a step by its mean weight."""
+        if self._weights is None:
+            return
+        tokens, weights = self._over_ranks(self._weights)
+        self._weights = None
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(tokens / weights.clamp(min=torch.finfo(weights.dtype).tiny))
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        self._normalize(model)
+        return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self._normalize(model)  # where nothing was clipped
+        return super()._get_grad_norm(model, grad_norm)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self._updated:
+            self._updated = False
+            self._remember()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _remember(self) -> None:
+        """After a step: the objective's state and the older weights move on."""
+        if self._means:
+            means, self._means = torch.cat(self._means), []
+            assert isinstance(self.objective, SequenceObjective)
+            seen = [mean for each in self._from_all(means.tolist()) for mean in each]
+            self._state = self.objective.advance(self._current_state(), torch.tensor(seen))
+        source = self.weight_source
+        if self._old is not None and source.kind in ("ema", "lagged"):
+            model = self.accelerator.unwrap_model(self.model)
+            if source.kind == "ema":
+                follow(self._old.model, model, source.decay)
+            elif self.state.global_step % source.every == 0:
+                follow(self._old.model, model, 0.0)
