@@ -50,9 +50,10 @@ reliability: $(STAMP)
 	$(BIN)/python scripts/reliability/run.py
 
 paper-check: $(STAMP)
-	$(BIN)/python scripts/paper/toy.py
-	$(BIN)/python scripts/paper/synthetic.py --quick --jobs 2 --seeds 1
-	$(BIN)/python scripts/paper/small_tasks.py --quick --jobs 2
+	rm -rf runs/paper-check
+	$(BIN)/python scripts/paper/toy.py --output runs/paper-check/toy
+	$(BIN)/python scripts/paper/synthetic.py --quick --jobs 2 --seeds 1 --output runs/paper-check/synthetic
+	$(BIN)/python scripts/paper/small_tasks.py --quick --jobs 2 --output runs/paper-check/small_tasks
 
 reliability-check: $(STAMP)
 	$(BIN)/python scripts/reliability/run.py --quick

@@ -1,6 +1,6 @@
 """The toy of the paper: one Gaussian is fitted to a mixture of two, by KL and by TVD.
 
-    python scripts/paper/toy.py --output toy        # toy/toy.json, toy.svg, toy.png; seconds
+    python scripts/paper/toy.py        # runs/toy/toy.json, toy.svg, toy.png; seconds
 
 The target is p = 0.8 N(1, 0.5^2) + 0.2 N(5, 0.4^2), the model q = N(mu, sd^2). No samples: sums
 over a fine grid, and a search of (mu, sd) in ever smaller boxes.
@@ -187,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("toy"), help="a folder; default: toy")
+    parser.add_argument("--output", type=Path, default=Path("runs/toy"))
     folder = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)
     found = fits()
