@@ -84,8 +84,7 @@ FROM_CE = ("gold", "asft")
 
 def looks_at_ce(section: Mapping[str, Any]) -> bool:
     """Whether an objective has a reference model, for which its seed's student of ce is taken."""
-    needs = OBJECTIVES[section["name"]].needs
-    return not needs.isdisjoint({"reference", "embeddings"})
+    return OBJECTIVES[section["name"]].looks_at_reference()
 
 
 def oracle_config(settings: Settings, captions: Path, seed: int) -> dict[str, Any]:

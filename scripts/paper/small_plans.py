@@ -32,8 +32,7 @@ class Sweep:
     @property
     def looks_at_ce(self) -> bool:
         """Whether the objective compares the model with another one."""
-        needs: frozenset[str] = getattr(OBJECTIVES[self.objective], "needs", frozenset())
-        return not needs.isdisjoint({"reference", "embeddings"})
+        return OBJECTIVES[self.objective].looks_at_reference()
 
 
 SWEEPS = (

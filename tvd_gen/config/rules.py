@@ -302,7 +302,7 @@ def other_models(tree: Tree) -> Iterator[Fault]:
     objective = OBJECTIVES.get(str(given.get("name", "ce")))
     if objective is None:
         return
-    looks = not objective.needs.isdisjoint({"reference", "embeddings"})
+    looks = objective.looks_at_reference()
     path = ("objective", "reference")
     if looks and given.get("reference") is None and section(tree, "model").get("architecture"):
         what = "is missing; a new model is no reference: name the folder of a trained one"

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tvd_gen.head.problem import Options
 from tvd_gen.head.reference import capped
-from tvd_gen.head.rows import Rows, RowStats, row_max
+from tvd_gen.head.rows import Rows, RowStats, in_tiles, row_max
 from tvd_gen.objectives import DistributionObjective, Predictions
 
 TILE_BYTES = 2**24  # of one of the several tensors of logits that autograd keeps
@@ -23,21 +23,16 @@ class DistributionProgram:
 
     def __call__(self, rows: Rows, slopes: Tensor | None) -> RowStats:
         """The rows' numbers and, where it is given, `slopes` (n, V); it may be the logits."""
-        tiles = rows.tiles(self.size)
-        if slopes is None:
-            return RowStats.cat([self._tile(tile, None) for tile in tiles])
-        parts = torch.split(slopes, self.size)
-        return RowStats.cat([self._tile(*pair) for pair in zip(tiles, parts, strict=True)])
+        return in_tiles(self._tile, self.size, rows, slopes)
 
     def _tile(self, rows: Rows, slopes: Tensor | None) -> RowStats:
         options, objective, targets = self.options, self.options.objective, rows.given.targets
         assert isinstance(objective, DistributionObjective)
-        leaf = rows.logits.to(self.dtype, copy=True)
-        if rows.rest is not None:
-            leaf.scatter_(-1, targets.unsqueeze(-1), rows.rest.unsqueeze(-1))
         with torch.inference_mode(False), torch.enable_grad():
-            # A clone: tensors of inference mode cannot be differentiated.
-            leaf = leaf.clone().requires_grad_(slopes is not None)
+            leaf = rows.logits.to(self.dtype, copy=True)
+            if rows.rest is not None:
+                leaf.scatter_(-1, targets.unsqueeze(-1), rows.rest.unsqueeze(-1))
+            leaf.requires_grad_(slopes is not None)
             logits = self._finished(leaf, rows)
             predictions = Predictions(
                 logits, targets, rows.given.previous, rows.reference, options.embeddings

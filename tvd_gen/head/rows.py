@@ -4,7 +4,7 @@ A token objective's gradient on row i's logits is  push_i softmax_i - pull_i one
 all that an objective changes is a few numbers a row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -114,6 +114,17 @@ def is_plain(options: Options) -> bool:
     return not (options.label_smoothing or options.z_loss or options.softcap)
 
 
+def in_tiles(
+    tile: Callable[[Rows, Tensor | None], RowStats], size: int, rows: Rows, slopes: Tensor | None
+) -> RowStats:
+    """What a row program gives, so many rows at a time."""
+    tiles = rows.tiles(size)
+    if slopes is None:
+        return RowStats.cat([tile(each, None) for each in tiles])
+    pairs = zip(tiles, torch.split(slopes, size), strict=True)
+    return RowStats.cat([tile(*pair) for pair in pairs])
+
+
 class TileProgram:
     """The rows of a chunk, a few at a time, in scratch that stays in cache.
 
@@ -134,11 +145,7 @@ class TileProgram:
     def __call__(self, rows: Rows, slopes: Tensor | None) -> RowStats:
         """The rows' numbers and, where it is given, `slopes` (n, V); it may be the logits, which
         are scratch in any case."""
-        tiles = rows.tiles(self.size)
-        if slopes is None:
-            return RowStats.cat([self._tile(tile, None) for tile in tiles])
-        parts = torch.split(slopes, self.size)
-        return RowStats.cat([self._tile(*pair) for pair in zip(tiles, parts, strict=True)])
+        return in_tiles(self._tile, self.size, rows, slopes)
 
     def _tile(self, rows: Rows, slopes: Tensor | None) -> RowStats:
         targets, options = rows.given.targets.unsqueeze(-1), self.options

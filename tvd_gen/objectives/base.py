@@ -34,3 +34,8 @@ class Objective:
     """what it must be given beside, of `reference`, `embeddings` and `previous`"""
     may_weigh_by: ClassVar[bool] = False
     """whether its weights may come from another model's log p of the targets"""
+
+    @classmethod
+    def looks_at_reference(cls) -> bool:
+        """Whether it needs anything of a frozen reference model."""
+        return not cls.needs.isdisjoint({"reference", "embeddings"})

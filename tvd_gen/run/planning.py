@@ -105,8 +105,7 @@ def _batches(prepared: Prepared) -> tuple[int, float | None]:
 def _memory(prepared: Prepared) -> dict[str, float]:
     """What is held through the whole run, on one device."""
     objective = prepared.config.objective
-    looks = not OBJECTIVES[objective.name].needs.isdisjoint({"reference", "embeddings"})
-    copies = looks + _keeps_old_weights(objective)
+    copies = OBJECTIVES[objective.name].looks_at_reference() + _keeps_old_weights(objective)
     parameters = list(prepared.model.parameters())
     weights = sum(p.nbytes for p in parameters)
     gradients = sum(p.nbytes for p in parameters if p.requires_grad)

@@ -53,7 +53,7 @@ class RememberingMixin(ExactMixin):
                 f"weights_from={weights_from!r}: {self.objective} has no weights that could come "
                 "from another model"
             )
-        if reference is not None and not self._looks_at_reference:
+        if reference is not None and not self.objective.looks_at_reference():
             raise ValueError(f"{self.objective} looks at no reference model")
         super().__init__(*args, **kwargs)
 
@@ -91,10 +91,6 @@ class RememberingMixin(ExactMixin):
         total: Tensor = self.accelerator.reduce(sums, reduction="sum")
         return total
 
-    @property
-    def _looks_at_reference(self) -> bool:
-        return not self.objective.needs.isdisjoint({"reference", "embeddings"})
-
     def _current_state(self) -> State:
         if not self._state and isinstance(self.objective, SequenceObjective):
             self._state = self.objective.start()
@@ -106,7 +102,7 @@ class RememberingMixin(ExactMixin):
         source = self.weight_source.kind
         if self._old is None and source != "model":
             self._old = self._companion(model if source == "eval" else frozen_copy(model))
-        if self._reference is None and self._looks_at_reference:
+        if self._reference is None and self.objective.looks_at_reference():
             given = self._given_reference
             self._reference = self._companion(frozen_copy(model) if given is None else given)
 
