@@ -228,7 +228,7 @@ def gradients(loss, hidden, weight, options):
 def _small(monkeypatch):
     """Several chunks of several tiles, the last of them shorter."""
     monkeypatch.setitem(chunked.CHUNK_LOGITS, "cpu", 1)
-    monkeypatch.setattr(distribution, "TILE_BYTES", 100 * 8 * WORDS)
+    monkeypatch.setattr(distribution, "tile_rows", lambda *_: 100)
 
 
 @pytest.mark.usefixtures("_small")

@@ -33,6 +33,8 @@ class Settings:
     learning_rate: float = 1e-3
     max_tokens: int = 4096
     dropout: float = 0.1
+    bf16: bool = True
+    """published: fp16; all figures are taken in float32"""
     evaluations: int = 50
     """how often a run's nll is looked at, evenly spread, but not more often than once an epoch;
     published: after every epoch"""
@@ -137,6 +139,7 @@ def _config(
         "adam_beta2": 0.999,
         "weight_decay": 0.0,
         "max_grad_norm": 0.1,
+        "bf16": settings.bf16,
         "eval_strategy": "steps",
         "save_strategy": "steps",
         "eval_steps": look,

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from tvd_gen.head.problem import Options
 from tvd_gen.head.reference import capped
-from tvd_gen.head.rows import Rows, RowStats, in_tiles, row_max
+from tvd_gen.head.rows import Rows, RowStats, in_tiles, row_max, tile_rows
 from tvd_gen.objectives import DistributionObjective, Predictions
 
-TILE_BYTES = 2**24  # of one of the several tensors of logits that autograd keeps
+DEVICE_TILE_BYTES = 2**24  # of one of the several tensors of logits that autograd keeps
 
 
 class DistributionProgram:
@@ -19,7 +19,10 @@ class DistributionProgram:
     ) -> None:
         """For any number of rows; bias (V,)."""
         self.bias, self.options, self.dtype = bias, options, like.dtype
-        self.size = max(TILE_BYTES // (vocabulary * like.itemsize), 4)
+        if like.device.type == "cpu":
+            self.size = tile_rows(vocabulary, like)
+        else:
+            self.size = max(DEVICE_TILE_BYTES // (vocabulary * like.itemsize), 4)
 
     def __call__(self, rows: Rows, slopes: Tensor | None) -> RowStats:
         """The rows' numbers and, where it is given, `slopes` (n, V); it may be the logits."""

@@ -14,8 +14,9 @@ from tvd_gen.head.logits import in_float32
 from tvd_gen.head.problem import Given, Options
 from tvd_gen.objectives import TokenObjective
 
-# Two scratch tiles of float32 that stay in a core's cache while one pass after another reads them.
-TILE_BYTES = 2**22
+# Of a scratch tile, for each thread: two of them stay in a core's cache while one pass after
+# another reads them.
+TILE_BYTES = 2**20
 
 
 class Rows(NamedTuple):
@@ -114,6 +115,11 @@ def is_plain(options: Options) -> bool:
     return not (options.label_smoothing or options.z_loss or options.softcap)
 
 
+def tile_rows(vocabulary: int, like: Tensor) -> int:
+    """How many rows of numbers such as `like` a CPU works on at a time."""
+    return max(TILE_BYTES * torch.get_num_threads() // (vocabulary * like.itemsize), 4)
+
+
 def in_tiles(
     tile: Callable[[Rows, Tensor | None], RowStats], size: int, rows: Rows, slopes: Tensor | None
 ) -> RowStats:
@@ -137,7 +143,7 @@ class TileProgram:
     ) -> None:
         """For chunks of up to so many rows; bias (V,); scratch like `like`."""
         self.bias, self.options = bias, options
-        size = max(TILE_BYTES // (vocabulary * like.itemsize), 4)
+        size = tile_rows(vocabulary, like)
         self.size = max(min(size, rows), 1) if like.device.type == "cpu" else max(rows, 1)
         self.p = like.new_empty(self.size, vocabulary)
         self.x: Tensor | None = None  # for logits in half precision
