@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from tvd_gen.objectives import GOLD, LossTruncation, Sequences
+from tvd_gen.objectives import GOLD, GOLDP, LossTruncation, Sequences
 
 B, T = 5, 9
 LENGTHS = [9, 4, 1, 7, 0]
@@ -28,6 +28,8 @@ def gold_loop(logp, old, reference, objective):
         reward = 0.0
         for k in range(objective.suffix + 1):
             p = math.exp(reference[t + k]) if t + k < len(logp) else 1.0
+            if isinstance(objective, GOLDP):
+                p = math.log(p + 1e-10) - objective.baseline
             reward += objective.discount**k * max(p, objective.min_reward)
         weight = max(math.exp(old[t]), objective.min_weight)
         losses.append(-weight * reward * logp[t])
@@ -36,7 +38,12 @@ def gold_loop(logp, old, reference, objective):
 
 @pytest.mark.parametrize("given", [True, False], ids=["old", "own"])
 @pytest.mark.parametrize(
-    "objective", [GOLD(), GOLD(0.15, 0.3, 2, 0.7), GOLD(0.0, 0.0, 0)], ids=repr
+    "objective",
+    [
+        *(GOLD(), GOLD(0.15, 0.3, 2, 0.7), GOLD(0.0, 0.0, 0)),
+        *(GOLDP(), GOLDP(0.2, 0.1, 3, 0.9, -2.0)),
+    ],
+    ids=repr,
 )
 def test_gold_is_the_published_loop(objective, given):
     s = sequences()
@@ -121,6 +128,8 @@ BAD = [
     (GOLD, {"min_reward": -1.0}),
     (GOLD, {"suffix": -1}),
     (GOLD, {"discount": 2.0}),
+    (GOLDP, {"min_reward": -1.0}),
+    (GOLDP, {"baseline": 1.0}),
 ]
 
 

@@ -80,7 +80,7 @@ def _needs_numbers(cls: Any) -> bool:
     return any(f.default is f.default_factory is dataclasses.MISSING for f in fields)
 
 
-FROM_CE = ("gold", "asft")
+FROM_CE = ("gold", "gold_p", "asft")
 """They go on from what cross-entropy has learned, as published."""
 
 

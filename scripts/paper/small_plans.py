@@ -52,6 +52,7 @@ SWEEPS = (
     Sweep("eaft", "eaft", "alpha", (0.25, 0.5, 1.0)),
     Sweep("d2gpo", "d2gpo", "alpha", (0.05, 0.1, 0.2)),
     Sweep("gold", "gold", "min_weight", (0.1, 0.2, 0.4), after_ce=True),
+    Sweep("gold_p", "gold_p", "min_weight", (0.0, 0.2, 0.4), after_ce=True),
     Sweep("dft", "dft", after_ce=True),
     Sweep("asft", "asft", "kl_weight", (0.05, 0.1, 0.3), after_ce=True),
 )

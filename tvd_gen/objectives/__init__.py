@@ -15,7 +15,14 @@ from tvd_gen.objectives.distribution import (
     Predictions,
     Unlikelihood,
 )
-from tvd_gen.objectives.sequence import GOLD, LossTruncation, SequenceObjective, Sequences, State
+from tvd_gen.objectives.sequence import (
+    GOLD,
+    GOLDP,
+    LossTruncation,
+    SequenceObjective,
+    Sequences,
+    State,
+)
 from tvd_gen.objectives.token import (
     DFT,
     GCE,
@@ -33,7 +40,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     cls.name: cls
     for cls in (
         *(CrossEntropy, TaiLr, DFT, GCE, Focal, MixCE, Poly1, TaylorCE, Threshold),
-        *(LossTruncation, GOLD),
+        *(LossTruncation, GOLD, GOLDP),
         *(ConfidencePenalty, Unlikelihood, D2GPo, GEM, EAFT, ASFT),
     )
 }
@@ -45,6 +52,7 @@ __all__ = [
     "GCE",
     "GEM",
     "GOLD",
+    "GOLDP",
     "OBJECTIVES",
     "ConfidencePenalty",
     "CrossEntropy",

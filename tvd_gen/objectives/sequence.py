@@ -4,6 +4,7 @@ The price is one more product with the head: the log p of all tokens come first,
 follows from the slopes of the loss (8NDV operations in place of 6).
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -114,16 +115,16 @@ class LossTruncation(SequenceObjective):
 
 @dataclass(frozen=True)
 class GOLD(SequenceObjective):
-    """GOLD, in nats: learning from demonstrations as off-policy reinforcement learning.
+    """GOLD-s, in nats: learning from demonstrations as off-policy reinforcement learning.
 
         L_t = -sg[max(min_weight, p_old(y_t)) Q_t] log p_t
         Q_t = sum over k = 0..suffix of discount^k max(min_reward, p_ref(y_{t+k}))
 
     p_old is the trained model itself, or one that lags behind (`weights_from`); p_ref is the frozen
     reference, trained by cross-entropy. Beyond the end of a sequence p_ref counts as 1, as in the
-    published code. suffix = 0 and min_reward = 1 leave DFT with a floor. This is GOLD-s (rewards
-    are probabilities). Meant to start from the reference. Source: Pang & He, ICLR 2021 (IWSLT14:
-    min_weight 0.2, min_reward 0.1, p_old copied every 3000 updates; XSum 0.15, 0.1, 5000).
+    published code. suffix = 0 and min_reward = 1 leave DFT with a floor. Meant to start from the
+    reference. Source: Pang & He, ICLR 2021 (IWSLT14: min_weight 0.2, min_reward 0.1, p_old copied
+    every 3000 updates; XSum 0.15, 0.1, 5000).
     """
 
     min_weight: float = 0.2
@@ -137,24 +138,55 @@ class GOLD(SequenceObjective):
     name: ClassVar[str] = "gold"
     needs: ClassVar[frozenset[str]] = frozenset({"reference"})
     may_weigh_by: ClassVar[bool] = True
+    most_reward: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         check("min_weight", self.min_weight, 0.0, 1.0)
-        check("min_reward", self.min_reward, 0.0, 1.0)
+        check("min_reward", self.min_reward, 0.0, self.most_reward)
         check_whole("suffix", self.suffix, 0)
         check("discount", self.discount, 0.0, 1.0)
 
     def loss(self, sequences: Sequences, state: State) -> Tensor:
         old = sequences.logp if sequences.old is None else sequences.old
         weights = old.detach().exp().clamp(min=self.min_weight)
-        return -(weights * self._rewards(sequences)).detach() * sequences.logp * sequences.kept
+        return -(weights * self._returns(sequences)).detach() * sequences.logp * sequences.kept
 
-    def _rewards(self, sequences: Sequences) -> Tensor:
+    def _returns(self, sequences: Sequences) -> Tensor:
         """(B, T) the sums Q."""
         assert sequences.reference is not None
-        # Where there is no target the reference's log p is 0, which is a p of 1.
-        each = sequences.reference.exp().clamp(min=self.min_reward)
         steps = int(self.suffix)
-        padded = torch.nn.functional.pad(each, (0, steps), value=1.0)
-        windows = padded.unfold(-1, steps + 1, 1)  # (B, T, suffix + 1)
-        return windows @ (self.discount ** torch.arange(steps + 1).to(each))
+        # Where there is no target the reference's log p is 0, which is a p of 1.
+        padded = torch.nn.functional.pad(sequences.reference, (0, steps))
+        rewards = self._reward(padded).clamp(min=self.min_reward)
+        windows = rewards.unfold(-1, steps + 1, 1)  # (B, T, suffix + 1)
+        return windows @ (self.discount ** torch.arange(steps + 1).to(rewards))
+
+    def _reward(self, logp: Tensor) -> Tensor:
+        return logp.exp()
+
+
+@dataclass(frozen=True)
+class GOLDP(GOLD):
+    """GOLD-p, in nats: GOLD whose rewards are the reference's log p above a baseline.
+
+        Q_t = sum over k = 0..suffix of discount^k max(min_reward, log(p_ref(y_{t+k}) + 1e-10) - b)
+
+    b is `baseline`. Beyond the end of a sequence the reward is -b. Source: Pang & He, ICLR 2021
+    (CNN/DM: the defaults, p_old copied every 5000 updates).
+    """
+
+    min_weight: float = 0.0
+    """in [0, 1]"""
+    min_reward: float = 1.0
+    """in nats, at least 0"""
+    baseline: float = -10.0
+    """in nats, at most 0"""
+    name: ClassVar[str] = "gold_p"
+    most_reward: ClassVar[float] = math.inf
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("baseline", self.baseline, -math.inf, 0.0, open_low=True)
+
+    def _reward(self, logp: Tensor) -> Tensor:
+        return (logp.exp() + 1e-10).log() - self.baseline

@@ -22,7 +22,7 @@ class RememberingMixin(ExactMixin):
         that decays by weights_decay a step), lagged (a copy, made anew every weights_every steps).
     normalize_weights: divide each step's gradient by its mean weight, so that it has
         cross-entropy's size; the log's loss stays the objective's.
-    reference: a frozen model that gold, asft and d2gpo look at; by default the model as it is when
+    reference: a frozen model that GOLD, ASFT and D2GPo look at; by default the model as it is when
         training starts.
     """
 
