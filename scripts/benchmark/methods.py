@@ -68,6 +68,39 @@ def ours(objective: str, backend: str = "auto", **options: Any) -> Head:
     return loss
 
 
+def ours_dense(name: str) -> Head:
+    """A distribution objective at its defaults through tvd_gen.linear_objective_loss.
+
+    The reference model's head is the trained one's, moved a little; 64 targets came before.
+    """
+    from tvd_gen import OBJECTIVES, linear_objective_loss
+
+    objective = OBJECTIVES[name]()
+
+    def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        mean = 1.0 / (targets != -100).sum()
+        given: dict[str, Any] = {}
+        if "previous" in objective.needs:
+            given["previous"] = targets.view(-1, 64).repeat_interleave(64, 0)
+        if "embeddings" in objective.needs:
+            given["embeddings"] = weight.detach()
+        if "reference" in objective.needs:
+            anchor = hidden.detach() * 0.9
+            given["reference"] = lambda rows: anchor[rows] @ weight.detach().T
+        return linear_objective_loss(
+            hidden, weight, targets, objective, token_weights=mean, **given
+        ).loss
+
+    return loss
+
+
+def ours_sequence() -> Head:
+    """tvd_gen.linear_target_logp, of which sequence objectives are made: here their mean."""
+    from tvd_gen import linear_target_logp
+
+    return lambda hidden, weight, targets: -linear_target_logp(hidden, weight, targets).mean()
+
+
 def trl() -> Head:
     """The fused head of TRL's trainers: log p by chunks of the vocabulary."""
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
@@ -115,6 +148,13 @@ def products() -> Head:
     return lambda hidden, weight, _: Products.apply(hidden, weight)
 
 
+DENSE = ("confidence_penalty", "unlikelihood", "d2gpo", "gem", "eaft", "asft")
+LEVELS: dict[str, Callable[[], Head]] = {
+    "ours sequence": ours_sequence,
+    **{f"ours {name}": partial(ours_dense, name) for name in DENSE},
+}
+WITHOUT_TRUTH = {"products", *(f"ours {name}" for name in DENSE)}
+
 METHODS: dict[str, Callable[[], Head]] = {
     "hf": hugging_face,
     "hf tailr": plain_tailr,
@@ -135,4 +175,5 @@ METHODS: dict[str, Callable[[], Head]] = {
     "ours tailr": partial(ours, "tailr"),
     "ours chunked": partial(ours, "ce", "chunked"),
     "products": products,
+    **LEVELS,
 }

@@ -23,6 +23,7 @@ import torch
 
 from cases import HeadCase, StepCase
 from measure import measure
+from methods import LEVELS
 
 OURS = ["ours ce", "ours tailr"]
 PEERS = [
@@ -59,6 +60,8 @@ CASES: dict[str, tuple[HeadCase | StepCase, list[str]]] = {
         HeadCase(rows=1024, width=640, vocabulary=262144),
         ["hf", *OURS, "torch accurate 512", "torch accurate 256"],
     ),
+    "levels": (HeadCase(), ["hf", *OURS, *LEVELS]),
+    "levels-fp32": (HeadCase(dtype="fp32"), ["hf", *OURS, *LEVELS]),
     "step-head": (HeadCase(width=384), ["hf", *OURS, "products"]),
     "step": (StepCase(), ["stock", *OURS, "body"]),
     "step-autocast": (StepCase(precision="autocast"), ["stock", *OURS, "body"]),

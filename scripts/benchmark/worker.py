@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from cases import HeadCase, StepCase
-from methods import METHODS
+from methods import METHODS, WITHOUT_TRUTH
 
 MIB = 2**20
 
@@ -84,7 +84,7 @@ def head_step(method: str, case: HeadCase, truth: str) -> Callable[[], dict[str,
 
     step()
     fixed = {"peak": peak_of(step, kind)}
-    if truth and Path(truth).exists() and method != "products":
+    if truth and Path(truth).exists() and method not in WITHOUT_TRUTH:
         right = torch.load(truth, weights_only=True)
         loss, name = step()["loss"], "tailr" if "tailr" in method else "ce"
         if name == "ce":
