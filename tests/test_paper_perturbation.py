@@ -11,6 +11,7 @@ import torch
 from tiny import LM, QUIET, config, text
 
 import perturbation
+import perturbation_seeds
 from edits import EDITS, repeat, substitute, truncate, versions, vocabulary_of
 from tvd_gen.run import train
 
@@ -214,3 +215,30 @@ def test_texts_of_files_with_sources_and_limits(tmp_path):
     assert read == (["one", "three"], ["a b", "c d"])
     with pytest.raises(perturbation.ConfigError, match="no run folder"):
         perturbation.read_texts([], {}, str(tmp_path), 5, 3)
+
+
+def seeds_folder(folder, values):
+    """One seed's output: model -> its ratio after one edit."""
+    folder.mkdir()
+    shares = {"more_probable": {"value": 0.5}, "more_probable_total": {"value": 0.25}}
+    results = [
+        {"model": model, "kind": "repeat", "edits": 1, "ratio": {"value": ratio}, **shares}
+        for model, ratio in values.items()
+    ]
+    (folder / "perturbation.json").write_text(json.dumps({"results": results}))
+    return folder
+
+
+def test_seeds_are_paired(tmp_path):
+    """Of differences 1, 2, 3: t = 2 sqrt(3), p = 0.074 with two degrees of freedom (any table)."""
+    pairs = enumerate([(1.0, 2.0), (2.0, 4.0), (3.0, 6.0)])
+    folders = [seeds_folder(tmp_path / str(i), {"ce": a, "tailr": b}) for i, (a, b) in pairs]
+    text = perturbation_seeds.render([perturbation_seeds.read(each) for each in folders], [1])
+    assert "| ce | repeat | 1 | 2.000 ± 1.000 | 0.500 ± 0.000 |" in text
+    assert "| tailr | repeat | 1 | 4.000 ± 2.000 (+2.000, p 0.074) |" in text
+
+
+def test_seeds_of_other_models_are_refused(tmp_path):
+    folders = [seeds_folder(tmp_path / name, {"ce": 1.0, name: 2.0}) for name in ("a", "b")]
+    with pytest.raises(ValueError, match="lacks"):
+        perturbation_seeds.render([perturbation_seeds.read(each) for each in folders], [1])
