@@ -33,6 +33,8 @@ class Settings:
     learning_rate: float = 1e-3
     max_tokens: int = 4096
     dropout: float = 0.1
+    window: int = 10_000
+    """sentences by whose quantile loss truncation decides"""
     bf16: bool = True
     """published: fp16; all figures are taken in float32"""
     evaluations: int = 50
@@ -48,6 +50,7 @@ QUICK = Settings(
     epochs=3,
     evaluations=3,
     train=400,
+    window=200,
     validation=200,
     test=400,
     compared=100,
@@ -71,6 +74,7 @@ def objectives() -> dict[str, dict[str, Any]]:
 
 MORE: dict[str, dict[str, Any]] = {
     "label-smoothing": {"name": "ce", "label_smoothing": 0.1},
+    "ce-continued": {"name": "ce"},
 }
 """Whatever else is to be compared: one line each, in the words of a config."""
 
@@ -80,13 +84,14 @@ def _needs_numbers(cls: Any) -> bool:
     return any(f.default is f.default_factory is dataclasses.MISSING for f in fields)
 
 
-FROM_CE = ("gold", "gold_p", "asft")
-"""They go on from what cross-entropy has learned, as published."""
+AFTER_CE = ("ce-continued", "dft", "gold", "gold_p", "asft", "loss_truncation")
+"""They begin from what cross-entropy has learned: published so, or no weight is left at the start.
+The first of them is the control: as many steps, and no other objective."""
 
 
-def looks_at_ce(section: Mapping[str, Any]) -> bool:
-    """Whether an objective has a reference model, for which its seed's student of ce is taken."""
-    return OBJECTIVES[section["name"]].looks_at_reference()
+def needs_ce(name: str) -> bool:
+    """Whether a student begins from, or looks at, its seed's student of cross-entropy."""
+    return name in AFTER_CE or OBJECTIVES[objectives()[name]["name"]].looks_at_reference()
 
 
 def oracle_config(settings: Settings, captions: Path, seed: int) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def student_config(
     settings: Settings,
     data: Path,
     oracle: Path,
-    section: Mapping[str, Any],
+    name: str,
     seed: int,
     ce: Path,
 ) -> dict[str, Any]:
@@ -111,10 +116,12 @@ def student_config(
     tree = _config(settings, data, {"pretrained": str(oracle / "model")}, settings.epochs)
     if settings.patience is not None:
         tree["training"]["early_stopping_patience"] = settings.patience
-    objective = dict(section)
-    if looks_at_ce(section):
+    objective = dict(objectives()[name])
+    if OBJECTIVES[objective["name"]].looks_at_reference():
         objective["reference"] = str(ce / "model")
-    if section["name"] in FROM_CE:
+    if objective["name"] == "loss_truncation":
+        objective |= {"min_count": settings.window, "window": settings.window}
+    if name in AFTER_CE:
         tree["model"] = {"pretrained": str(ce / "model"), "config": {"dropout": settings.dropout}}
     return {**tree, "seed": seed, "objective": objective}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from recipe import Settings, objectives, oracle_config, student_config
+from recipe import AFTER_CE, Settings, oracle_config, student_config
 from sentences import GO, Ids, Samples, SentenceModel, compare
 from tvd_gen.config import load_config
 from tvd_gen.errors import ConfigError
@@ -118,12 +118,9 @@ def run_student(experiment: Experiment, name: str, say: Say) -> None:
     result = folder / "figures.json"
     if result.exists():
         return
-    section = objectives()[name]
     began = time.monotonic()
     places = experiment.data, experiment.oracle
-    config = student_config(
-        experiment.settings, *places, section, seed, ce=experiment.student("ce")
-    )
+    config = student_config(experiment.settings, *places, name, seed, ce=experiment.student("ce"))
     _run(folder, config, say)
     trained = time.monotonic()
     figures = measure(experiment, folder)
@@ -131,7 +128,8 @@ def run_student(experiment: Experiment, name: str, say: Say) -> None:
     record = {
         "objective": name,
         "seed": seed,
-        "section": section,
+        "section": config["objective"],
+        "after_ce": name in AFTER_CE,
         "settings": dataclasses.asdict(experiment.settings),
         "versions": {package: version(package) for package in PACKAGES},
         "training": _training(folder),

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 import synthetic_table
-from recipe import QUICK, Settings, looks_at_ce, objectives
+from recipe import QUICK, Settings, needs_ce, objectives
 from stages import Experiment, fix, read_captions, run_student, sample_oracle, train_oracle
 from tvd_gen.data.corpora import corpus_files
 from tvd_gen.errors import NonFiniteError, TvdGenError
@@ -56,7 +56,7 @@ def run_students(experiment: Experiment, names: Sequence[str], jobs: int) -> lis
 
     Those that look at the student of cross-entropy come after it.
     """
-    after = [name for name in names if looks_at_ce(objectives()[name])]
+    after = [name for name in names if needs_ce(name)]
     first = [name for name in names if name not in after]
     if after and "ce" not in first:
         first = ["ce", *first]
@@ -171,7 +171,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=1, help="students at a time, a core each")
     parser.add_argument("--quick", action="store_true")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if given.jobs < 1 or min(given.seeds) < 1:
+        parser.error("--jobs and --seeds take whole numbers from 1 on")
+    return given
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -187,6 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             files = shipped_captions(given.output)
         elif None in files:
             sys.exit("give both --captions and --validation, or neither")
+        for file in files:
+            if not file.is_file():
+                sys.exit(f"{file}: no such file; captions are texts, one a line")
         wanted = given.objectives, given.seeds, given.jobs
         table, faults = run(given.output, settings, *files, *wanted)
     except (TvdGenError, RuntimeError) as error:

@@ -31,7 +31,8 @@ first 500 of the oracle's at once, smoothed (method 1), the mean; SelfBLEU-4: of
 against the 499 others. TVD, KL(oracle, student) and reverse KL, in nats: exact, of the next token,
 the mean over prefixes of the oracle's sentences, and (*) of the student's. Sequence TVD: an
 unbiased estimate from the oracle's sentences, and (*) from the student's. Mean and standard
-deviation over seeds; a seed has an oracle of its own, the same for all objectives.
+deviation over seeds; a seed has an oracle of its own, the same for all objectives. Those with a *
+behind their name begin with the student of cross-entropy, as ce-continued* does: compare with it.
 """
 
 
@@ -59,6 +60,7 @@ def write(folder: Path) -> str:
 
 def render(records: Sequence[Mapping[str, Any]], oracles: Sequence[Mapping[str, float]]) -> str:
     """Markdown: figures, then differences to cross-entropy."""
+    records = [{**record, "objective": _shown(record)} for record in records]
     names = list(dict.fromkeys(record["objective"] for record in records))
     names.sort(key=lambda name: (name != BASE, name))
     figures = {name: _by_seed(records, name) for name in names}
@@ -76,6 +78,11 @@ def render(records: Sequence[Mapping[str, Any]], oracles: Sequence[Mapping[str, 
         rows = [[name, *_differences(figures, name)] for name in names if name != BASE]
         parts.append(table(["objective", "pairs", *COLUMNS.values()], rows))
     return "\n".join(parts) + "\n"
+
+
+def _shown(record: Mapping[str, Any]) -> str:
+    name: str = record["objective"]
+    return f"{name}*" if record["after_ce"] else name
 
 
 def _by_seed(records: Sequence[Mapping[str, Any]], name: str) -> dict[int, Mapping[str, float]]:
