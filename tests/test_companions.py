@@ -23,6 +23,8 @@ from tvd_gen.objectives import (
     Sequences,
     Unlikelihood,
 )
+from tvd_gen.schedules import Linear
+from tvd_gen.trainer.companions import follow, frozen_copy
 from tvd_gen.trainer.interception import IGNORE
 
 SPLIT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
@@ -157,6 +159,14 @@ def with_dropout():
 
 
 @dataclass(frozen=True)
+class Nothing(SequenceObjective):
+    """Every sequence is left out."""
+
+    def loss(self, sequences, state):
+        return sequences.logp * 0.0
+
+
+@dataclass(frozen=True)
 class SequenceProbability(SequenceObjective):
     """A user's own: 1 - (geometric mean of p)^k, whose slope is no weight of its value."""
 
@@ -196,8 +206,75 @@ def test_weights_without_dropout_are_those_of_the_model_without_dropout(tmp_path
     logp, kept = target_grid(still, targets)
     weights = TaiLr(0.02, 0.2).weight(logp) * kept
     dense = (weights.flatten() * nll).sum() / kept.sum()
-    torch.testing.assert_close(loss, dense, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got, dense_gradients(model, dense), rtol=1e-3, atol=2e-6)
+    value = TaiLr(0.02, 0.2).loss(target_grid(logits, targets)[0][kept]).mean()
+    torch.testing.assert_close(loss, value, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_another_model_leave_the_loss_and_its_floor_what_they_are(tmp_path):
+    """Without dropout the model in evaluation mode is the model."""
+    found = []
+    for source in ("model", "eval"):
+        options = {"objective": TaiLr(0.8, 0.3), "weights_from": source}
+        trainer = trainer_for(tiny_model("gpt2"), tmp_path, trainer=options)
+        found.append(trainer.evaluate())
+    for name in ("eval_loss", "eval_share_floored", "eval_mean_weight"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-5), name
+    assert found[0]["eval_share_floored"] > 0.5
+
+
+def test_an_average_of_half_precision_is_kept_in_float32():
+    """In bfloat16 a thousandth of a difference is rounded away, step by step."""
+    model = torch.nn.Linear(8, 8).bfloat16()
+    old = frozen_copy(model).float()
+    model.weight.data.fill_(1.0)
+    begin = (old.weight - 1.0).abs().mean()
+    for _ in range(1000):
+        follow(old, model, 0.999)
+    torch.testing.assert_close((old.weight - 1.0).abs().mean(), begin * 0.999**1000)
+
+
+def test_a_trainer_averages_in_float32(tmp_path):
+    options = {"weights_from": "ema"}
+    trainer = trainer_for(tiny_model("gpt2").bfloat16(), tmp_path, trainer=options, max_steps=1)
+    trainer.train()
+    assert trainer._old.model.dtype == torch.float32
+
+
+def test_a_step_of_dropped_sequences_alone_is_a_step_of_no_gradient(tmp_path):
+    """Also divided by its mean weight, which is 0."""
+    options = {"objective": Nothing(), "normalize_weights": True}
+    model = tiny_model("gpt2")
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    trainer = trainer_for(model, tmp_path, trainer=options, max_steps=2)
+    trainer.train()
+    torch.testing.assert_close(trainer.model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_schedule_moves_what_a_sequence_objective_remembers_by(tmp_path):
+    """Nothing is dropped at the start, nearly all at the end."""
+    options = {
+        "objective": LossTruncation(0.0, 0, 4),
+        "schedules": {"drop": Linear(0.0, 0.9)},
+    }
+    trainer = trainer_for(
+        tiny_model("gpt2"), tmp_path, trainer=options, max_steps=8, logging_steps=1
+    )
+    trainer.train()
+    rows = [row["mean_weight"] for row in trainer.state.log_history if "mean_weight" in row]
+    assert rows[0] == 1.0
+    assert rows[-1] < 0.5
+
+
+def test_a_reference_of_another_vocabulary_is_refused(tmp_path):
+    for objective in (ASFT(), GOLD()):
+        other = tiny_model("gpt2", seed=5)
+        other.resize_token_embeddings(90)
+        trainer = trainer_for(
+            tiny_model("gpt2"), tmp_path, trainer={"objective": objective, "reference": other}
+        )
+        with pytest.raises(ValueError, match="90 tokens"):
+            trainer.train()
 
 
 def test_a_normalized_gradient_is_divided_by_the_mean_weight(tmp_path):
@@ -246,6 +323,8 @@ def test_the_reference_stays_as_it_was(tmp_path):
 
 
 REFUSED = [
+    ({"objective": GEM(), "row_budget": 0.1}, "row_budget is for token objectives"),
+    ({"objective": EAFT(), "schedules": {"k": Linear(5.0, 9.0)}}, "whole number"),
     ({"objective": GEM(), "weights_from": "ema"}, "has no weights that could come from"),
     ({"objective": "loss_truncation", "weights_from": "eval"}, "has no weights"),
     ({"weights_from": "elsewhere"}, "weights_from must be one of model, eval"),

@@ -346,6 +346,12 @@ def test_an_objective_is_built_with_its_schedules(config_file):
     }
 
 
+def test_a_ramp_of_whole_numbers_is_refused_before_the_run(config_file):
+    ramp = {"name": "eaft", "k": {"schedule": "linear", "start": 10, "end": 20}}
+    with pytest.raises(ConfigError, match=r"k.*must be a whole number"):
+        load(config_file, GOOD, f"objective={json.dumps(ramp)}")
+
+
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_objective_can_be_named(config_file, name):
     numbers = {

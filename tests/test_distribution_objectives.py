@@ -61,7 +61,8 @@ def predictions(dtype=torch.float64, size=3.0):
     previous[0], previous[1, 0] = -1, targets[1]  # nothing before; the target itself
     previous[2, :2] = previous[2, 0].clamp(min=0)  # twice the same
     reference = torch.randn(N, V, generator=make, dtype=torch.float64).to(dtype) * 2
-    embeddings = torch.randn(V, E, generator=make, dtype=torch.float64).to(dtype)
+    embeddings = F.normalize(torch.randn(V, E, generator=make, dtype=torch.float64), dim=-1)
+    embeddings = embeddings.to(dtype)
     return Predictions(logits.requires_grad_(), targets, previous, reference, embeddings)
 
 
@@ -316,6 +317,24 @@ def test_what_an_objective_needs_is_asked_for():
             objective_loss(hidden @ weight.T, targets, objective)
     with pytest.raises(ValueError, match="token objectives"):
         linear_objective_loss(hidden, weight, targets, GEM(), row_budget=0.1)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@by_repr
+def test_no_rows_are_no_loss(objective, backend):
+    """The last batch of a process may hold nothing but what others have counted."""
+    hidden, weight, targets, _, side = problem(torch.float32, {})
+    out = fused(hidden, weight, torch.full_like(targets, -100), objective, backend=backend, **side)
+    assert out.loss == out.tokens == out.weight == 0
+    (grad,) = torch.autograd.grad(out.loss, weight)
+    assert not grad.any()
+
+
+def test_a_reference_that_bans_a_token_is_no_nan():
+    x = predictions(torch.float32)
+    x.reference[:, 3] = -torch.inf
+    loss = ASFT().loss(x).sum()
+    assert torch.isfinite(torch.autograd.grad(loss, x.logits)[0]).all()
 
 
 def test_a_banned_token_is_no_nan():

@@ -82,6 +82,9 @@ class Step:
         return self.values[sum(progress >= edge for edge in self.boundaries)]
 
 
+PROBES = (0.0, 1.0, *(i / 1000 for i in range(1, 1000)))
+"""Points of progress at which a schedule's numbers are tried before a run starts."""
+
 SCHEDULES: dict[str, type[Constant | Linear | Cosine | Step]] = {
     "constant": Constant,
     "linear": Linear,

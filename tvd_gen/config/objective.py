@@ -16,7 +16,7 @@ from pydantic_core import (
     ValidationError,
 )
 
-from tvd_gen.schedules import SCHEDULES, Schedule
+from tvd_gen.schedules import PROBES, SCHEDULES, Schedule
 
 if TYPE_CHECKING:
     from tvd_gen.objectives import Objective
@@ -280,9 +280,7 @@ def _first_range_fault(
 
 
 def _probes(numbers: Mapping[str, Any]) -> list[float]:
-    """The points of progress where a schedule can reach its smallest or largest value."""
-    edges = {0.0, 1.0}
-    for value in numbers.values():
-        if isinstance(value, dict):
-            edges.update(value.get("boundaries", ()))
-    return sorted(edges)
+    """Points of progress: those where a schedule can be least or largest come first."""
+    schedules = [value for value in numbers.values() if isinstance(value, dict)]
+    edges = {edge for value in schedules for edge in value.get("boundaries", ())}
+    return [0.0, *sorted(edges), *PROBES] if schedules else [0.0]

@@ -253,7 +253,7 @@ class _Head:
             slopes = logits if same else logits.new_empty(shape, dtype=self.narrow)
         like = logits.new_empty(0, dtype=self.wide)
         program = make_program(longest, self.vocabulary, self.bias, self.options, like)
-        none = RowStats(like, like, like, like.long())
+        none = RowStats(like, like, like, like.long(), loss=like, weight=like)
         stats = []
         for rows in self.chunks:
             count = rows.stop - rows.start

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tvd_gen.head.chunked import chunked_logp, chunked_loss
-from tvd_gen.head.logits import check_additions, check_needs, check_objective
+from tvd_gen.head.logits import check_additions, check_needs, check_objective, in_float32
 from tvd_gen.head.output import LossOutput
 from tvd_gen.head.problem import Given, Operands, Options
 from tvd_gen.head.reference import reference_logp, reference_loss
@@ -107,7 +108,8 @@ def linear_objective_loss(
         operands, given = _compacted(operands, kept), given.at(kept)
         if reference is not None:
             reference = partial(_at_places, reference, kept)
-    options = Options(objective, scale, softcap, *additions, reference, embeddings)
+    unit = None if embeddings is None else F.normalize(in_float32(embeddings), dim=-1)
+    options = Options(objective, scale, softcap, *additions, reference, unit)
     return program(operands, given, options)
 
 

@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tvd_gen.objectives import (
@@ -100,7 +101,8 @@ def objective_loss(
     before, anchor = (each if each is None else each[kept] for each in (previous, reference))
     # A banned token's -inf times a probability of 0 would be nan.
     finite = rows.clamp(min=-1e30) if isinstance(objective, DistributionObjective) else rows
-    predictions = Predictions(finite, targets[kept], before, anchor, embeddings)
+    unit = None if embeddings is None else F.normalize(in_float32(embeddings), dim=-1)
+    predictions = Predictions(finite, targets[kept], before, anchor, unit)
     losses = prediction_losses(predictions, objective)
     if factors is not None:
         losses = losses * factors[kept]

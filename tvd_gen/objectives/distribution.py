@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tvd_gen.objectives.base import Objective, check, check_whole
@@ -29,7 +28,7 @@ class Predictions:
     reference: Tensor | None = None
     """(n, V) logits of the frozen reference model"""
     embeddings: Tensor | None = None
-    """(V, E) the frozen reference model's input embeddings"""
+    """(V, E) the frozen reference model's input embeddings, made unit vectors"""
 
     def logp(self) -> Tensor:
         """(n, V) log-probabilities."""
@@ -123,6 +122,7 @@ class D2GPo(DistributionObjective):
     T = `temperature`; ranks are 0 for y, 1 for the word of the closest embedding (cosine), and so
     on. alpha = 0 is cross-entropy. The density is at most 0.4, so at T = 2 the prior is nearly
     uniform: published so. The published embeddings are fastText's; ours the reference model's.
+    Label smoothing, where it is added, leaves 1 - eps of all of L; published, of its first term.
     Source: Li et al., ICLR 2020 (alpha 0.1, T 2, std 1).
     """
 
@@ -153,7 +153,7 @@ class D2GPo(DistributionObjective):
         """(n, V)"""
         assert predictions.embeddings is not None
         with torch.no_grad():
-            unit = F.normalize(predictions.embeddings.to(predictions.logits), dim=-1)
+            unit = predictions.embeddings.to(predictions.logits)
             near = unit[predictions.targets] @ unit.T
             near.scatter_(-1, predictions.targets.unsqueeze(-1), 2.0)  # rank 0, rounding or not
             # Ten standard deviations away the density is 0 in float32.
@@ -188,10 +188,8 @@ class GEM(DistributionObjective):
         check("slope", self.slope, 0.0, math.inf)
 
     def loss(self, predictions: Predictions) -> Tensor:
-        logp = predictions.logp()
-        return (self._pulls(predictions) * logp).sum(-1) - self.weight(
-            predictions
-        ) * predictions.of_targets(logp)
+        logp, pulls = predictions.logp(), self._pulls(predictions)
+        return (pulls * logp).sum(-1) - pulls.sum(-1) * predictions.of_targets(logp)
 
     def weight(self, predictions: Predictions) -> Tensor:
         return self._pulls(predictions).sum(-1)
@@ -252,7 +250,8 @@ class ASFT(DistributionObjective):
 
     def loss(self, predictions: Predictions) -> Tensor:
         assert predictions.reference is not None
-        logp, anchor = predictions.logp(), predictions.reference.log_softmax(-1)
+        # A banned token's -inf times a probability of 0 would be nan.
+        logp, anchor = predictions.logp(), predictions.reference.clamp(min=-1e30).log_softmax(-1)
         away = (anchor.exp() * (anchor - logp)).sum(-1)
         return -torch.expm1(predictions.of_targets(logp)) + self.kl_weight * away
 

@@ -62,9 +62,10 @@ class LossTruncation(SequenceObjective):
 
         L_t = -log p_t    if the sequence's mean of -log p is below the quantile 1 - drop, else 0
 
-    The quantile is that of the last `window` sequences, found anew after every `window` and first
-    when `min_count` have been seen; until then nothing is dropped. drop = 0 is cross-entropy. Meant
-    to follow training by cross-entropy. Source: Kang & Hashimoto, ACL 2020 (drop 0.4, 10 000).
+    The quantile is that of the last `window` sequences, found anew after every `window`, as soon as
+    `min_count` have been seen; until then nothing is dropped. drop = 0 is cross-entropy. Label
+    smoothing and z-loss, where they are added, go on for what is dropped. Meant to follow training
+    by cross-entropy. Source: Kang & Hashimoto, ACL 2020 (drop 0.4, 10 000).
     """
 
     drop: float = 0.4
@@ -88,22 +89,23 @@ class LossTruncation(SequenceObjective):
 
     def start(self) -> State:
         return {
-            "values": torch.zeros(int(self.window)),
+            "values": torch.zeros(0),
             "seen": torch.tensor(0),
             "since": torch.tensor(0),
             "threshold": torch.tensor(torch.inf),
         }
 
     def advance(self, state: State, means: Tensor) -> State:
-        seen, count = int(state["seen"]), len(means)
-        values, size = state["values"].clone(), len(state["values"])
-        places = (seen + torch.arange(count)) % size
-        # Of more sequences than there is room for, the last ones.
-        values[places[-size:]] = means.to(values)[-size:]
-        seen, since = seen + count, int(state["since"]) + count
+        last, window = state["values"], int(self.window)
+        values = torch.cat([last, means.to(last)])[-window:]
+        seen, since = (int(state[name]) + len(means) for name in ("seen", "since"))
         threshold = state["threshold"]
-        if self.drop and seen >= self.min_count and since >= size:
-            threshold = torch.quantile(values[: min(seen, size)], 1.0 - self.drop)
+        if seen >= self.min_count and since >= window:
+            threshold = (
+                torch.quantile(values, 1.0 - self.drop)
+                if self.drop
+                else threshold.new_full((), torch.inf)
+            )
             since = 0
         return {
             "values": values,

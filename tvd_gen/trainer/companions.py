@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tvd_gen.trainer.interception import Look
@@ -46,6 +47,7 @@ class Companion:
         self.model, self.core = model, core
         self.head: OutputHead | None = None
         self.described = False
+        self.unit: Tensor | None = None
 
     @torch.no_grad()
     def look(self, inputs: Mapping[str, Any], backend: str) -> Look:
@@ -69,11 +71,14 @@ class Companion:
         return Look(outputs.logits if head is None else seen[0], head)
 
     def embeddings(self) -> Tensor:
-        """(V, E) of what its decoder reads."""
+        """(V, E) of what its decoder reads, made unit vectors once."""
+        if self.unit is not None:
+            return self.unit
         decoder = self.core.get_decoder() if self.core.config.is_encoder_decoder else None
         of: Any = decoder if hasattr(decoder, "get_input_embeddings") else self.core
         weight: Tensor = of.get_input_embeddings().weight
-        return weight.detach()
+        self.unit = F.normalize(weight.detach().float(), dim=-1)
+        return self.unit
 
 
 @contextmanager
@@ -101,6 +106,9 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 def follow(copied: nn.Module, model: nn.Module, decay: float) -> None:
     """w <- decay w + (1 - decay) model, for parameters; buffers are copied."""
     for mine, weight in zip(copied.parameters(), model.parameters(), strict=True):
-        mine.lerp_(weight.to(mine), 1.0 - decay)
+        if mine.is_floating_point():
+            mine.lerp_(weight.to(mine), 1.0 - decay)
+        else:  # quantised, and so not trained
+            mine.copy_(weight)
     for own, buffer in zip(copied.buffers(), model.buffers(), strict=True):
         own.copy_(buffer)

@@ -125,14 +125,16 @@ class Look:
 
     def loss(self, request: LossRequest, settings: LossSettings) -> LossOutput:
         """The objective's sums, where this is what the trained model says."""
-        objective, value = request.objective, None
+        objective, value, floored = request.objective, None, None
         given = Given(request.kept_targets(), request.token_weight)
         if isinstance(objective, SequenceObjective):
             factors, value = self._slopes(objective, request, settings.backend)
             given, objective = given._replace(factors=factors), CrossEntropy()
         elif request.old is not None:
             assert isinstance(objective, TokenObjective)
-            factors = objective.weight(request.old.logp(request, settings.backend))
+            logp, old = (look.logp(request, settings.backend) for look in (self, request.old))
+            factors, floored = objective.weight(old), objective.floored(old).sum()
+            value = (objective.loss(logp) + factors * logp).sum()
             given, objective = given._replace(factors=factors), CrossEntropy()
         if "previous" in objective.needs:
             given = given._replace(previous=request.previous())
@@ -155,7 +157,8 @@ class Look:
             return output
         # The gradient is right; the value is that of factor * -log p, which may be another.
         share = (1.0 - settings.label_smoothing) * request.token_weight
-        return replace(output, loss=output.loss + (share * value).detach())
+        floored = output.floored if floored is None else floored.to(output.floored)
+        return replace(output, loss=output.loss + (share * value).detach(), floored=floored)
 
     def _slopes(
         self, objective: SequenceObjective, request: LossRequest, backend: str

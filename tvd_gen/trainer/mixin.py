@@ -22,8 +22,8 @@ from tvd_gen.data.batches import MaxTokensBatchSampler
 from tvd_gen.errors import NonFiniteError
 from tvd_gen.head import BACKENDS, check_additions
 from tvd_gen.metrics import LOWER_IS_BETTER
-from tvd_gen.objectives import OBJECTIVES, Objective
-from tvd_gen.schedules import Schedule
+from tvd_gen.objectives import OBJECTIVES, DistributionObjective, Objective
+from tvd_gen.schedules import PROBES, Schedule
 from tvd_gen.trainer.interception import (
     IGNORE,
     Interceptor,
@@ -105,7 +105,7 @@ class ObjectiveMixin(RememberingMixin):
         fields = {f.name for f in dataclasses.fields(self.objective)}
         if unknown := ", ".join(sorted(set(self.schedules) - fields)):
             raise ValueError(f"schedules: {type(self.objective).__name__} has no field {unknown}")
-        for progress in (0.0, 1.0):
+        for progress in PROBES if self.schedules else (0.0,):
             self._objective_at(progress)
         settings, known = self.loss_settings, ("auto", *BACKENDS, "logits")
         if settings.backend not in known:
@@ -115,6 +115,8 @@ class ObjectiveMixin(RememberingMixin):
         check_additions(settings.label_smoothing, settings.z_loss, settings.row_budget)
         if settings.backend in ("logits", "reference") and settings.row_budget:
             raise ValueError(f"row_budget needs the fast head, not {settings.backend!r}")
+        if settings.row_budget and isinstance(self.objective, DistributionObjective):
+            raise ValueError(f"row_budget is for token objectives, not {self.objective}")
 
     def _check_arguments(self) -> None:
         if self.compute_loss_func is not None:
@@ -229,9 +231,10 @@ class ObjectiveMixin(RememberingMixin):
         if self._interceptor is None or self._interceptor.model is not bare:
             if self._interceptor is not None:
                 self._interceptor.remove()
-            rows = {k: v[:2] if torch.is_tensor(v) and v.dim() else v for k, v in inputs.items()}
             with self.accelerator.autocast():
-                self._interceptor = intercept(bare, self._language_model, rows, self.loss_settings)
+                self._interceptor = intercept(
+                    bare, self._language_model, inputs, self.loss_settings
+                )
         return self._interceptor
 
     @property

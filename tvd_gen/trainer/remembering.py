@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tvd_gen.objectives import Objective, SequenceObjective, State
+from tvd_gen.objectives import DistributionObjective, Objective, SequenceObjective, State
 from tvd_gen.trainer.companions import Companion, Source, WeightSource, follow, frozen_copy
 from tvd_gen.trainer.exact import ExactMixin
 from tvd_gen.trainer.identity import of_weights
@@ -45,6 +45,7 @@ class RememberingMixin(ExactMixin):
         self._means: list[Tensor] = []
         self._weights: Tensor | None = None
         self._updated = False
+        self._stepped: Objective = self.objective
         self._given_reference = reference
         self._old: Companion | None = None
         self._reference: Companion | None = None
@@ -56,10 +57,17 @@ class RememberingMixin(ExactMixin):
         if reference is not None and not self.objective.looks_at_reference():
             raise ValueError(f"{self.objective} looks at no reference model")
         super().__init__(*args, **kwargs)
+        asked = self.normalize_weights or weights_from != "model"
+        if (asked or self.objective.looks_at_reference()) and (
+            self.is_fsdp_enabled or self.is_deepspeed_enabled
+        ):
+            raise ValueError(
+                "FSDP and DeepSpeed split a model: no weights_from, normalize_weights or reference"
+            )
 
     def _start_memory(self) -> None:
         self._state, self._means, self._weights, self._updated = {}, [], None, False
-        self._old = None
+        self._old = self._reference = None
         self._make_companions()
 
     def identity(self) -> dict[str, Any]:
@@ -101,10 +109,22 @@ class RememberingMixin(ExactMixin):
         model = self.accelerator.unwrap_model(self.model)
         source = self.weight_source.kind
         if self._old is None and source != "model":
-            self._old = self._companion(model if source == "eval" else frozen_copy(model))
+            old = model if source == "eval" else frozen_copy(model)
+            # In half precision the steps of an average would be rounded away.
+            self._old = self._companion(old.float() if source == "ema" else old)
         if self._reference is None and self.objective.looks_at_reference():
             given = self._given_reference
             self._reference = self._companion(frozen_copy(model) if given is None else given)
+            self._check_reference(model, self._reference.core)
+
+    def _check_reference(self, model: Any, reference: Any) -> None:
+        own, other = (each.get_output_embeddings().weight.shape[0] for each in (model, reference))
+        whole = isinstance(self.objective, DistributionObjective)
+        if own > other or (whole and own != other):
+            raise ValueError(
+                f"the reference model has {other} tokens, the trained one {own}: {self.objective} "
+                "needs as many"
+            )
 
     def _companion(self, model: Any) -> Companion:
         core = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -125,6 +145,7 @@ class RememberingMixin(ExactMixin):
     def _note(self, request: LossRequest) -> None:
         """Keep what the end of the step needs of a micro-batch."""
         self._updated = True
+        self._stepped = request.objective
         if request.means is not None:
             self._means.append(request.means)
         if self.normalize_weights:
@@ -138,9 +159,10 @@ class RememberingMixin(ExactMixin):
             return
         tokens, weights = self._over_ranks(self._weights)
         self._weights = None
+        scale = torch.where(weights > 0, tokens / weights, 1.0)  # without weights, no gradient
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter.grad.mul_(tokens / weights.clamp(min=torch.finfo(weights.dtype).tiny))
+                parameter.grad.mul_(scale)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         self._normalize(model)
@@ -160,9 +182,10 @@ class RememberingMixin(ExactMixin):
         """After a step: the objective's state and the older weights move on."""
         if self._means:
             means, self._means = torch.cat(self._means), []
-            assert isinstance(self.objective, SequenceObjective)
+            objective = self._stepped  # its numbers may have followed a schedule
+            assert isinstance(objective, SequenceObjective)
             seen = [mean for each in self._from_all(means.tolist()) for mean in each]
-            self._state = self.objective.advance(self._current_state(), torch.tensor(seen))
+            self._state = objective.advance(self._current_state(), torch.tensor(seen))
         source = self.weight_source
         if self._old is not None and source.kind in ("ema", "lagged"):
             model = self.accelerator.unwrap_model(self.model)
