@@ -1,5 +1,6 @@
 """The paper's tasks made small: what is tuned, run, resumed and told; how the data are split."""
 
+import dataclasses
 import json
 import sys
 
@@ -51,10 +52,13 @@ def test_objectives_are_tuned_alike_then_run_with_every_seed(tmp_path, said, mon
         assert settled["evaluation"]["split"] == "test"
     monkeypatch.setattr(small_tasks, "finish", lambda run: pytest.fail(f"{run.folder} again"))
     small_tasks.run_all(made, [task], TUNED, 1, said.append)
+    wider = dataclasses.replace(made, size=dataclasses.replace(TINY, width=24))
+    with pytest.raises(ValueError, match="made with other settings"):
+        small_tasks.run_all(wider, [task], TUNED, 1, said.append)
 
     text = small_tasks.report(made, [task], TUNED, results)
     assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")] == [
-        "| objective", "| ---", "| ce", "| tailr", "| gold",
+        "| objective", "| ---", "| ce", "| tailr", "| gold*",
     ]  # fmt: skip
     command = next(line for line in text.splitlines() if line.startswith("python "))
     monkeypatch.setattr(sys, "argv", command.split()[1:])

@@ -222,10 +222,11 @@ def test_differences_are_paired_by_seed():
 
     def record(name, seed, shift):
         figures = dict.fromkeys(synthetic_table.COLUMNS, 10 * seed + (1 + 0.01 * seed) * shift)
-        return {"objective": name, "seed": seed, "figures": figures}
+        after = name == "tailr"
+        return {"objective": name, "seed": seed, "figures": figures, "after_ce": after}
 
     records = [record("ce", seed, 0) for seed in (1, 2, 3)]
     records += [record("tailr", seed, 1) for seed in (1, 2)]
     table = synthetic_table.render(records, [])
     assert "| ce | 3 | 20 ± 10 |" in table
-    assert "| tailr | 2 | +1.01 (p 0.0031) |" in table
+    assert "| tailr* | 2 | +1.01 (p 0.0031) |" in table

@@ -298,8 +298,8 @@ def main() -> None:
         print(differences(found))
         if given.json:
             write_json(given.json, [asdict(each) for each in found])
-    except TvdGenError as error:
-        sys.exit(str(error))
+    except (TvdGenError, ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ def delete(words: Words, random: Random, _: Sequence[str]) -> Words:
 
 def substitute(words: Words, random: Random, vocabulary: Sequence[str]) -> Words:
     """Put another word of the vocabulary, each as likely, in the place of one."""
+    if len(vocabulary) < 2:
+        raise ValueError("texts of one and the same word have no other to put in its place")
     at = random.randrange(len(words))
     while (other := random.choice(vocabulary)) == words[at]:
         pass

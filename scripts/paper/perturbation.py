@@ -228,7 +228,7 @@ def _paint_kind(axis: Any, records: Sequence[Mapping[str, Any]], key: str) -> No
 
 def shown(records: Sequence[Mapping[str, Any]]) -> str:
     """A table of the first, some and the last numbers of edits."""
-    last = max(each["edits"] for each in records)
+    last = max((each["edits"] for each in records), default=0)
     heads = ["model", "kind", "edits", "texts", "nll", "ratio", "95 %", "more probable", "in total"]
     rows = [
         [each["model"], each["kind"], str(each["edits"]), str(each["texts"])]
@@ -260,12 +260,14 @@ def main() -> None:
     given = parser.parse_args()
     try:
         run(given)
-    except TvdGenError as error:
-        sys.exit(str(error))
+    except (TvdGenError, ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def run(given: argparse.Namespace) -> None:
     """What the options ask for."""
+    if bad := [each for each in given.columns if "=" not in each]:
+        raise ConfigError(f"--columns {bad[0]}: write FIELD=COLUMN")
     columns = dict(each.split("=", 1) for each in given.columns)
     sources, texts = read_texts(given.texts, columns, given.models[0], given.limit, given.max_words)
     made = make_versions(texts, given.kinds, given.edits, given.seed)

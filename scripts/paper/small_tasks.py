@@ -11,8 +11,8 @@ synopses alone teach no model to read. Each objective of SWEEPS has one number, 
 with the first seed by the validation set's BLEU or ROUGE-L; then it is trained with every seed.
 Each run is a run folder with predictions.jsonl of the test set and a line in results.jsonl; the
 same command goes on where it was stopped, and leaves out what is finished. Objectives that need a
-trained model (`after_ce`) start from cross-entropy's of the first seed, and so are trained twice as
-long.
+trained model (a * behind their name) start from cross-entropy's of the first seed, and so are
+trained twice as long; `ce continued` is their control.
 
 Without --tatoeba (English TAB German; tatoeba.org, manythings.org/anki) translation is of the
 package descriptions that ship; --descriptions names a folder of {train,valid,test}.jsonl with
@@ -20,6 +20,7 @@ package descriptions that ship; --descriptions names a folder of {train,valid,te
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -92,6 +93,7 @@ def finish(run: Plan) -> Tree:
         "value": run.value,
         "seed": run.seed,
         "steps": run.tree["training"]["max_steps"],
+        "config": fingerprint(run),
         "seconds": trained[0] - began[0],
         "cpu_seconds": trained[1] - began[1],
         **numbers,
@@ -103,6 +105,11 @@ def _quiet(*_: Any) -> None:
 
 
 # --- many runs ---------------------------------------------------------------------------------
+
+
+def fingerprint(run: Plan) -> str:
+    """Of all that decides a run's numbers."""
+    return hashlib.sha256(to_json(run.tree).encode()).hexdigest()[:16]
 
 
 class NotTuned(ValueError):
@@ -133,7 +140,13 @@ class Results:
 
 def complete(runs: Sequence[Plan], results: Results, jobs: int, say: Say) -> None:
     """Finish what is not finished, so many at a time; ends with the first fault."""
-    todo = [run for run in runs if results.of(run) is None]
+    todo = []
+    for run in runs:
+        line = results.of(run)
+        if line is None:
+            todo.append(run)
+        elif line["config"] != fingerprint(run):
+            raise ValueError(f"{line['run']}: was made with other settings; take another --output")
     for done, line in enumerate(_finished(todo, jobs), start=1):
         results.add(line)
         say(f"{done}/{len(todo)} {line['run']}: {line['seconds']:.0f} s")
@@ -238,10 +251,11 @@ def _row(task: Task, lines: Sequence[Tree]) -> list[str]:
         digits = 2 if mean >= 1 else 3
         spread = f" ± {number(sd, digits)}" if len(lines) > 1 else ""
         cells.append(number(mean, digits) + spread)
-    value = lines[0]["value"]
+    value, label = lines[0]["value"], lines[0]["objective"]
+    starred = any(sweep.after_ce for sweep in SWEEPS if sweep.label == label)
     seconds = sum(line["cpu_seconds"] for line in lines) / len(lines)
     return [
-        lines[0]["objective"],
+        f"{label}*" if starred else label,
         "" if value is None else f"{value:g}",
         str(len(lines)),
         *cells,
