@@ -236,6 +236,11 @@ def test_seeds_are_paired(tmp_path):
     text = perturbation_seeds.render([perturbation_seeds.read(each) for each in folders], [1])
     assert "| ce | repeat | 1 | 2.000 ± 1.000 | 0.500 ± 0.000 |" in text
     assert "| tailr | repeat | 1 | 4.000 ± 2.000 (+2.000, p 0.074) |" in text
+    told = perturbation_seeds.render([perturbation_seeds.read(x) for x in folders], [1], "tailr")
+    assert (
+        "| ce | repeat | 1 | 2.000 ± 1.000 | 0.500 ± 0.000 | 0.250 ± 0.000 | -2.000, p 0.074 |"
+        in told
+    )
 
 
 def test_seeds_of_other_models_are_refused(tmp_path):
