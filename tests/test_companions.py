@@ -11,11 +11,13 @@ from test_trainer import assert_same_step, own_logits, trained, trainer_for
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from tvd_gen import ObjectiveTrainer, TaiLr, objective_loss
+from tvd_gen.models.lstm import LSTMForSeq2SeqLM, LSTMSeq2SeqConfig
 from tvd_gen.objectives import (
     ASFT,
     EAFT,
     GEM,
     GOLD,
+    GOLDP,
     ConfidencePenalty,
     D2GPo,
     LossTruncation,
@@ -69,6 +71,26 @@ def test_accumulation_changes_no_weights_of_other_models(options, tmp_path):
     plain = three_steps(model, tmp_path, {})
     same = all(torch.equal(once[2][name], plain[2][name]) for name in plain[2])
     assert same == (options == OPTIONS["eval"])  # a model without dropout is its own
+
+
+@pytest.mark.parametrize("backend", ["auto", "logits"])
+@pytest.mark.parametrize("objective", [*LEVELS, GOLDP()], ids=repr)
+def test_every_objective_trains_under_autocast(objective, backend, tmp_path):
+    """What this model's head reads is in half precision there, its weights are not."""
+
+    def lstm(seed):
+        torch.manual_seed(seed)
+        sizes = {"vocab_size": 97, "embedding_size": 16, "hidden_size": 16}
+        return LSTMForSeq2SeqLM(LSTMSeq2SeqConfig(**sizes, dropout=0.0))
+
+    options = {"objective": objective, "head_backend": backend}
+    if objective.looks_at_reference():
+        options["reference"] = lstm(1)
+    losses = [
+        trained(lstm(0), tmp_path, trainer=options, max_steps=1, bf16=bf16)[0]
+        for bf16 in (False, True)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
 
 
 def batch_of(model):

@@ -121,7 +121,14 @@ class Look:
         rows, head = request.rows(self.states), self.head
         if head is None:
             return lambda places: rows[places]
-        return lambda places: head.logits(rows[places])
+        # States that autocast has made; inside of a head it is off.
+        halved = rows.dtype != head.linear.weight.dtype
+
+        def at(places: Tensor) -> Tensor:
+            with torch.autocast(rows.device.type, dtype=rows.dtype, enabled=halved):
+                return head.logits(rows[places])
+
+        return at
 
     def loss(self, request: LossRequest, settings: LossSettings) -> LossOutput:
         """The objective's sums, where this is what the trained model says."""
