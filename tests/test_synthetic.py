@@ -229,4 +229,4 @@ def test_differences_are_paired_by_seed():
     records += [record("tailr", seed, 1) for seed in (1, 2)]
     table = synthetic_table.render(records, [])
     assert "| ce | 3 | 20 ± 10 |" in table
-    assert "| tailr* | 2 | +1.01 (p 0.0031) |" in table
+    assert "| tailr† | 2 | +1.01 (p 0.0031) |" in table

@@ -31,8 +31,8 @@ first 500 of the oracle's at once, smoothed (method 1), the mean; SelfBLEU-4: of
 against the 499 others. TVD, KL(oracle, student) and reverse KL, in nats: exact, of the next token,
 the mean over prefixes of the oracle's sentences, and (*) of the student's. Sequence TVD: an
 unbiased estimate from the oracle's sentences, and (*) from the student's. Mean and standard
-deviation over seeds; a seed has an oracle of its own, the same for all objectives. Those with a *
-behind their name begin with the student of cross-entropy, as ce-continued* does: compare with it.
+deviation over seeds; a seed has an oracle of its own, the same for all objectives. Those with a †
+begin with the student of cross-entropy, as ce-continued† does: compare with it.
 """
 
 
@@ -72,8 +72,8 @@ def render(records: Sequence[Mapping[str, Any]], oracles: Sequence[Mapping[str, 
     parts = [LEGEND, table(["objective", "seeds", *COLUMNS.values()], rows)]
     if BASE in figures and len(figures) > 1:
         parts.append(
-            f"Differences to {BASE}, paired by seed: mean, and p of a two-sided paired t-test (not "
-            f"corrected for the {(len(figures) - 1) * len(COLUMNS)} comparisons).\n"
+            f"\nDifferences to {BASE}, paired by seed: mean, and p of a two-sided paired t-test "
+            f"(not corrected for the {(len(figures) - 1) * len(COLUMNS)} comparisons).\n"
         )
         rows = [[name, *_differences(figures, name)] for name in names if name != BASE]
         parts.append(table(["objective", "pairs", *COLUMNS.values()], rows))
@@ -82,7 +82,7 @@ def render(records: Sequence[Mapping[str, Any]], oracles: Sequence[Mapping[str, 
 
 def _shown(record: Mapping[str, Any]) -> str:
     name: str = record["objective"]
-    return f"{name}*" if record["after_ce"] else name
+    return f"{name}†" if record["after_ce"] else name
 
 
 def _by_seed(records: Sequence[Mapping[str, Any]], name: str) -> dict[int, Mapping[str, float]]:
