@@ -70,4 +70,4 @@ class Options:
     reference: Callable[[Tensor], Tensor] | None = None
     """rows (n,) -> the reference model's logits there (n, V)"""
     embeddings: Tensor | None = None
-    """(V, E) the reference model's input embeddings, made unit vectors"""
+    """(V, E) the reference model's input embeddings; the chunked head takes unit vectors"""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tvd_gen.trainer.interception import Look
@@ -47,7 +46,6 @@ class Companion:
         self.model, self.core = model, core
         self.head: OutputHead | None = None
         self.described = False
-        self.unit: Tensor | None = None
 
     @torch.no_grad()
     def look(self, inputs: Mapping[str, Any], backend: str) -> Look:
@@ -71,14 +69,11 @@ class Companion:
         return Look(outputs.logits if head is None else seen[0], head)
 
     def embeddings(self) -> Tensor:
-        """(V, E) of what its decoder reads, made unit vectors once."""
-        if self.unit is not None:
-            return self.unit
+        """(V, E) of what its decoder reads."""
         decoder = self.core.get_decoder() if self.core.config.is_encoder_decoder else None
         of: Any = decoder if hasattr(decoder, "get_input_embeddings") else self.core
         weight: Tensor = of.get_input_embeddings().weight
-        self.unit = F.normalize(weight.detach().float(), dim=-1)
-        return self.unit
+        return weight.detach()
 
 
 @contextmanager
