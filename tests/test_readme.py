@@ -1,6 +1,8 @@
 """The README is true: its code runs, and it names what there is."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,10 @@ def test_every_command_and_config_is_in_the_readme():
     assert [name for name in commands if f"tvd-gen {name}" not in README] == []
     named = [name.removeprefix("demo/") for name in shipped_configs()]
     assert [name for name in named if name not in README] == []
+
+
+def test_the_import_that_the_readme_names_makes_our_model_known():
+    """In a process of its own: here other tests have imported it."""
+    (line,) = re.findall(r"`(import tvd_gen\.models\S*)` tells transformers", README)
+    program = f"{line}; import transformers as t; t.AutoConfig.for_model('lstm_seq2seq')"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
