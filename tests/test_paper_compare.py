@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.significance import PairedTest
 from tiny import QUIET, config, text
@@ -116,6 +117,23 @@ def test_seeds_of_one_config_are_a_group_and_are_paired(tmp_path, files):
     bleu = compared(runs, ["bleu"])["bleu"]
     means = [np.mean([run.metrics["bleu"] for run in group]) for group in groups.values()]
     assert bleu.difference == pytest.approx(bleu.items.value) == pytest.approx(means[1] - means[0])
+
+
+def test_runs_that_begin_with_a_model_of_their_own_seed_are_a_group(tmp_path, files):
+    runs = []
+    for gamma, seed in ((0.0, 1), (0.0, 11), (0.8, 1), (0.8, 11)):
+        folder(tmp_path, files, f"{gamma}-{seed}", predictions(0.3, seed), gamma=gamma, seed=seed)
+        file = tmp_path / f"{gamma}-{seed}" / "config.yaml"
+        tree = yaml.safe_load(file.read_text())
+        tree["model"] = {"pretrained": f"runs/ce-seed{seed}/model"}
+        file.write_text(json.dumps(tree))
+        runs.append(compare.read_run(file.parent))
+    assert {label: len(group) for label, group in compare.grouped(runs).items()} == {
+        "gamma=0.0": 2,
+        "gamma=0.8": 2,
+    }
+    file.write_text(json.dumps(tree | {"model": {"pretrained": "runs/ce-seed1/model"}}))
+    assert len(compare.grouped([*runs[:3], compare.read_run(file.parent)])) == 3
 
 
 def test_what_cannot_be_compared_is_one_line(tmp_path, files):

@@ -62,8 +62,12 @@ def test_objectives_are_tuned_alike_then_run_with_every_seed(tmp_path, said, mon
     ]  # fmt: skip
     command = next(line for line in text.splitlines() if line.startswith("python "))
     monkeypatch.setattr(sys, "argv", command.split()[1:])
-    compare.main()  # the seeds of each objective are one group
-    assert "tailr" in capsys.readouterr().out
+    compare.main()  # the seeds of each objective are one group, gold's each after its own ce
+    for seed in (1, 2):
+        begun = load_config(tmp_path / "translation" / f"gold-0.2-seed{seed}" / "config.yaml")
+        assert begun.model.pretrained == str(tmp_path / "translation" / f"ce-seed{seed}" / "model")
+    rows = [line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert [row[1] for row in rows] == ["1, 2"] * 3
 
 
 def test_what_is_finished_survives_a_fault(tmp_path, said, monkeypatch):

@@ -3,9 +3,10 @@
     python scripts/paper/compare.py runs/ce-1 runs/ce-2 runs/tailr-1 runs/tailr-2
     python scripts/paper/compare.py runs/ce runs/tailr --metrics bleu rougeL --json comparison.json
 
-Runs that differ in their seed alone are one group; every other group is compared with the first
-run's. Means and standard deviations (n - 1) are of a group's seeds. Each difference has up to three
-p values, two-sided, which answer two questions and are not corrected for their number:
+Runs that differ in their seed alone are one group, and so are those that begin with, or look at, a
+model of their own seed (runs/ce-seed1/model with seed 1). Every other group is compared with the
+first run's. Means and standard deviations (n - 1) are of a group's seeds. Each difference has up to
+three p values, two-sided, which answer two questions and are not corrected for their number:
 
     items       would it be there on other test items? The paired bootstrap over predictions.jsonl,
                 for the mean over these very seeds; it gives the 95 % interval too. For BLEU, chrF,
@@ -17,6 +18,7 @@ p values, two-sided, which answer two questions and are not corrected for their 
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -57,7 +59,7 @@ class Run:
     path: Path
     seed: int
     settings: dict[str, Any]
-    """dotted name -> value, without the seed and the name"""
+    """dotted name -> value, without the seed and the name; its own seedN in a path is seed*"""
     metrics: dict[str, float]
     items: list[Item]
     """in the order of their texts; none where the task generates nothing"""
@@ -89,14 +91,17 @@ def read_run(path: Path) -> Run:
     config = read_bytes(folder.config.read_bytes(), str(folder.config)).value
     settled = json.loads(folder.evaluation.read_text()) if folder.evaluation.exists() else {}
     config |= {name: settled[name] for name in SECTIONS if name in settled}
+    seed = config.get("seed", 42)
     lines = folder.predictions.read_text().splitlines() if folder.predictions.exists() else []
     rows = [json.loads(line) for line in lines]
     return Run(
         path,
-        config.get("seed", 42),
-        dict(
-            _flat({name: value for name, value in config.items() if name not in ("seed", "name")})
-        ),
+        seed,
+        {
+            name: _seedless(value, seed)
+            for name, value in _flat(config)
+            if name not in ("seed", "name")
+        },
         json.loads(folder.metrics.read_text()),
         # Stable: items of the same texts stay in their order.
         sorted(
@@ -105,6 +110,11 @@ def read_run(path: Path) -> Run:
         ),
         bool(settled.get("lower_cased", False)),
     )
+
+
+def _seedless(value: Any, seed: int) -> Any:
+    """A path that has the run's seed in it (ce-seed1, seed-1), as the other seeds have it."""
+    return re.sub(rf"(seed[-_]?){seed}(?!\d)", r"\1*", value) if isinstance(value, str) else value
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -182,7 +182,7 @@ def architecture(size: Size) -> Tree:
 
 def plan(settings: Settings, task: Task, sweep: Sweep, value: float | None, seed: int) -> Plan:
     """The run's folder and its whole config."""
-    folder, reference = folder_of(settings, task, sweep, value, seed), _reference(settings, task)
+    folder, reference = folder_of(settings, task, sweep, value, seed), _ce(settings, task, seed)
     objective: Tree = {"name": sweep.objective, **sweep.fixed}
     if sweep.tuned:
         objective[sweep.tuned] = value
@@ -255,7 +255,6 @@ def folder_of(settings: Settings, task: Task, sweep: Sweep, value: float | None,
     return settings.output / task.name / f"{label}-seed{seed}"
 
 
-def _reference(settings: Settings, task: Task) -> str:
-    # one and the same for all seeds: runs that differ in their seed alone are a group to compare
-    folder = folder_of(settings, task, SWEEPS[0], None, settings.seeds[0])
-    return str(RunFolder(folder.absolute()).model)
+def _ce(settings: Settings, task: Task, seed: int) -> str:
+    """The model of cross-entropy, of the same seed."""
+    return str(RunFolder(folder_of(settings, task, SWEEPS[0], None, seed).absolute()).model)

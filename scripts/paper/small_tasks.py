@@ -11,8 +11,8 @@ synopses alone teach no model to read. Each objective of SWEEPS has one number, 
 with the first seed by the validation set's BLEU or ROUGE-L; then it is trained with every seed.
 Each run is a run folder with predictions.jsonl of the test set and a line in results.jsonl; the
 same command goes on where it was stopped, and leaves out what is finished. Objectives that need a
-trained model (a * behind their name) start from cross-entropy's of the first seed, and so are
-trained twice as long; `ce continued` is their control.
+trained model (a * behind their name) start from cross-entropy's of their seed, and so are trained
+twice as long; `ce continued` is their control.
 
 Without --tatoeba (English TAB German; tatoeba.org, manythings.org/anki) translation is of the
 package descriptions that ship; --descriptions names a folder of {train,valid,test}.jsonl with
@@ -183,30 +183,29 @@ def run_all(
     settings: Settings, tasks: Sequence[Task], sweeps: Sequence[Sweep], jobs: int, say: Say
 ) -> Results:
     """What others begin with first, the leads and cross-entropy; then every grid; every seed."""
-    results = Results(settings.output)
-    first = settings.seeds[0]
+    results, seeds = Results(settings.output), settings.seeds
     for task in tasks:
         if task.lead_steps:
             place = data_section(settings, task, settings.data[task.name])
             write_leads(place, settings.output / "leads")
             complete([plan_lead(settings, task)], results, jobs, say)
     if any(sweep.looks_at_ce or sweep.after_ce for sweep in sweeps):
-        ce = [plan(settings, task, SWEEPS[0], None, first) for task in tasks]
+        ce = [plan(settings, task, SWEEPS[0], None, seed) for task in tasks for seed in seeds]
         complete(ce, results, jobs, say)
     grids = [
-        plan(settings, task, sweep, value, first)
+        plan(settings, task, sweep, value, seeds[0])
         for task in tasks
         for sweep in sweeps
         for value in sweep.values
     ]
     complete(grids, results, jobs, say)
-    seeds = [
+    tuned = [
         plan(settings, task, sweep, best(settings, task, sweep, results), seed)
         for task in tasks
         for sweep in sweeps
-        for seed in settings.seeds
+        for seed in seeds
     ]
-    complete(seeds, results, jobs, say)
+    complete(tuned, results, jobs, say)
     return results
 
 
