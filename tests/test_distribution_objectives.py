@@ -236,9 +236,9 @@ def dense(hidden, weight, targets, objective, *, bias=None, scale=1.0, softcap=N
     return objective_loss(logits, targets, objective, reduction="sum", **rest)
 
 
-def fused(hidden, weight, targets, objective, *, reference=None, **rest):
-    look = None if reference is None else lambda places: reference[places]
-    return linear_objective_loss(hidden, weight, targets, objective, reference=look, **rest)
+def fused(hidden, weight, targets, objective, *, previous, reference, **rest):
+    looks = {"previous": previous.__getitem__, "reference": reference.__getitem__}
+    return linear_objective_loss(hidden, weight, targets, objective, **looks, **rest)
 
 
 def gradients(loss, hidden, weight, options):
@@ -306,6 +306,23 @@ def test_the_numbers_beside_the_loss_are_those_of_cross_entropy():
     logits = F.linear(hidden, weight)[targets >= 0]
     expected = EAFT().weight(Predictions(logits, targets[targets >= 0])).sum()
     torch.testing.assert_close(ours.weight, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("need", ["previous", "reference"])
+def test_what_belongs_to_the_rows_is_made_a_chunk_at_a_time(need):
+    """An (N, L) tensor of a batch of long sequences would be larger than a chunk's logits."""
+    hidden, weight, targets, _, side = problem(torch.float32, {})
+    asked = []
+
+    def look(places):
+        asked.append(places)
+        return side[need][places]
+
+    objective = Unlikelihood() if need == "previous" else ASFT()
+    linear_objective_loss(hidden, weight, targets, objective, **{need: look}).loss.backward()
+    assert len(asked) > 1
+    assert torch.equal(torch.cat(asked), (targets >= 0).nonzero().squeeze(-1))
 
 
 def test_what_an_objective_needs_is_asked_for():

@@ -283,11 +283,9 @@ class _Head:
             torch.mm(left, right.T, out=out)
         for left, right in operands[1:]:
             out.addmm_(left, right.T)
-        reference = None
-        if self.options.reference is not None:
-            places = torch.arange(rows.start, rows.stop, device=self.device)
-            reference = self.options.reference(places).to(self.wide)
-        return Rows(out, given, centre, rest, reference)
+        places = torch.arange(rows.start, rows.stop, device=self.device)
+        previous, reference = self.options.looked_up(places, self.wide)
+        return Rows(out, given, centre, rest, previous, reference)
 
     def _add_gradients(self, rows: slice, slopes: Tensor, mass: Tensor | None) -> None:
         kept = None

@@ -38,7 +38,7 @@ class DistributionProgram:
             leaf.requires_grad_(slopes is not None)
             logits = self._finished(leaf, rows)
             predictions = Predictions(
-                logits, targets, rows.given.previous, rows.reference, options.embeddings
+                logits, targets, rows.previous, rows.reference, options.embeddings
             )
             losses = objective.loss(predictions)
             lse, mean = logits.logsumexp(-1), logits.mean(-1)

@@ -18,6 +18,9 @@ from tvd_gen.head.problem import Given, Operands, Options
 from tvd_gen.head.reference import reference_logp, reference_loss
 from tvd_gen.objectives import CrossEntropy, DistributionObjective, TokenObjective
 
+Look = Callable[[Tensor], Tensor]
+"""places (n,) among the N rows -> what belongs to them (n, ...)"""
+
 logger = logging.getLogger("tvd_gen")
 
 
@@ -57,8 +60,8 @@ def linear_objective_loss(
     z_loss: float = 0.0,
     token_weights: Tensor | float | None = None,
     factors: Tensor | None = None,
-    previous: Tensor | None = None,
-    reference: Callable[[Tensor], Tensor] | None = None,
+    previous: Look | None = None,
+    reference: Look | None = None,
     embeddings: Tensor | None = None,
     row_budget: float = 0.0,
     backend: str = "auto",
@@ -75,10 +78,10 @@ def linear_objective_loss(
     of each row (PaLM: 1e-4). factors (N,) multiply the objective alone, not what is added to it:
     weights of another model, or the slopes of a sequence objective.
 
-    A DistributionObjective gets what it `needs`: previous (N, L), the targets before each in its
-    sequence, negative where there is none; reference, a function from places (n,) among the N rows
-    to the reference model's logits (n, V); embeddings (V, E). It costs a few passes more over each
-    chunk's logits, and no (N, V) tensor either.
+    A DistributionObjective gets what it `needs`, of places (n,) among the N rows: previous(places)
+    (n, L), the targets before each in its sequence, negative where there is none;
+    reference(places), the reference model's logits (n, V); and embeddings (V, E). It costs a few
+    passes more over each chunk's logits, and no (N, V) or (N, L) tensor either.
 
     Rows whose target is ignore_index are dropped before the first product; with ignore_index=None
     there are none, and a GPU is not waited for. Maths on logits in float32 (float64 for float64
@@ -95,7 +98,7 @@ def linear_objective_loss(
     """
     operands = _operands(hidden, weight, targets, bias, low_rank, softcap)
     weights = _token_weights("token_weights", token_weights, hidden)
-    given = Given(targets, weights, _token_weights("factors", factors, hidden), previous)
+    given = Given(targets, weights, _token_weights("factors", factors, hidden))
     check_objective(objective)
     check_needs(objective, previous=previous, reference=reference, embeddings=embeddings)
     check_additions(label_smoothing, z_loss, row_budget)
@@ -106,15 +109,15 @@ def linear_objective_loss(
     if ignore_index is not None:
         kept = (targets != ignore_index).nonzero().squeeze(-1)
         operands, given = _compacted(operands, kept), given.at(kept)
-        if reference is not None:
-            reference = partial(_at_places, reference, kept)
+        previous, reference = (_among(kept, each) for each in (previous, reference))
     unit = None if embeddings is None else F.normalize(in_float32(embeddings), dim=-1)
-    options = Options(objective, scale, softcap, *additions, reference, unit)
+    options = Options(objective, scale, softcap, *additions, previous, reference, unit)
     return program(operands, given, options)
 
 
-def _at_places(reference: Callable[[Tensor], Tensor], kept: Tensor, rows: Tensor) -> Tensor:
-    return reference(kept[rows])
+def _among(kept: Tensor, look: Look | None) -> Look | None:
+    """A function of places among all rows as one of places among those that are kept."""
+    return None if look is None else lambda places: look(kept[places])
 
 
 def linear_target_logp(

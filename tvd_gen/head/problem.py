@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from tvd_gen.objectives import DistributionObjective, TokenObjective
@@ -41,8 +42,6 @@ class Given(NamedTuple):
     """(N,), or () for one weight of all"""
     factors: Tensor | None = None
     """(N,) multiplies the objective alone, not what is added to it"""
-    previous: Tensor | None = None
-    """(N, L) the targets before each in its sequence, negative where there is none"""
 
     def at(self, rows: Tensor | slice) -> "Given":
         """Of some rows."""
@@ -67,7 +66,16 @@ class Options:
     """z, the weight of the squared log-sum-exp of the row's logits"""
     row_budget: float = 0.0
     """the share of the gradient's L1 norm on the logits that may be left out, row by row"""
+    previous: Callable[[Tensor], Tensor] | None = None
+    """rows (n,) -> (n, L) the targets before each in its sequence, negative where there is none"""
     reference: Callable[[Tensor], Tensor] | None = None
     """rows (n,) -> the reference model's logits there (n, V)"""
     embeddings: Tensor | None = None
     """(V, E) the reference model's input embeddings; the chunked head takes unit vectors"""
+
+    def looked_up(self, places: Tensor, wide: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """Of some rows (n,): what stands before them (n, L), and the reference's logits (n, V)."""
+        return (
+            None if self.previous is None else self.previous(places),
+            None if self.reference is None else self.reference(places).to(wide),
+        )

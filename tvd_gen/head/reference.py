@@ -19,10 +19,8 @@ def capped(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
 def logits_loss(logits: Tensor, given: Given, options: Options) -> LossOutput:
     """(N, V) final logits of rows none of which is ignored -> the sums."""
     objective, targets, weights = options.objective, given.targets, given.token_weights
-    reference = None
-    if options.reference is not None:
-        places = torch.arange(len(targets), device=logits.device)
-        reference = in_float32(options.reference(places))
+    places = torch.arange(len(targets), device=logits.device)
+    previous, reference = options.looked_up(places, in_float32(logits[:0]).dtype)
     loss = objective_loss(
         logits,
         targets,
@@ -32,7 +30,7 @@ def logits_loss(logits: Tensor, given: Given, options: Options) -> LossOutput:
         z_loss=options.z_loss,
         token_weights=None if weights is None else weights.expand(len(targets)),
         factors=given.factors,
-        previous=given.previous,
+        previous=previous,
         reference=reference,
         embeddings=options.embeddings,
         reduction="sum",
@@ -43,7 +41,7 @@ def logits_loss(logits: Tensor, given: Given, options: Options) -> LossOutput:
         if isinstance(objective, TokenObjective):
             weight, floored = objective.weight(logp), objective.floored(logp).to(logp.dtype)
         else:
-            seen = Predictions(wide, targets, given.previous, reference, options.embeddings)
+            seen = Predictions(wide, targets, previous, reference, options.embeddings)
             weight, floored = objective.weight(seen), torch.zeros_like(logp)
         if given.factors is not None:
             weight = weight * given.factors

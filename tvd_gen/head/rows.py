@@ -29,6 +29,8 @@ class Rows(NamedTuple):
     """(n,) what the products took off each row's logits before they were rounded"""
     rest: Tensor | None = None
     """(n,) the target's own logit less the centre, without that rounding"""
+    previous: Tensor | None = None
+    """(n, L) the targets before each"""
     reference: Tensor | None = None
     """(n, V) logits of the reference model"""
 

@@ -86,13 +86,11 @@ class LossRequest:
         """(N,)"""
         return self.targets.reshape(-1).index_select(0, self.kept)
 
-    def previous(self) -> Tensor:
-        """(N, T) the targets before each in its sequence, negative where there is none."""
-        length = self.targets.shape[1]
-        rows, places = self.kept // length, self.kept % length
-        before = torch.arange(length, device=places.device) < places.unsqueeze(-1)
-        targets = self.targets.index_select(0, rows)
-        return torch.where(before, targets, IGNORE)
+    def previous(self, places: Tensor) -> Tensor:
+        """Of kept targets (n,) those before each in its sequence (n, T), IGNORE where none is."""
+        kept, length = self.kept[places], self.targets.shape[1]
+        before = torch.arange(length, device=kept.device) < (kept % length).unsqueeze(-1)
+        return torch.where(before, self.targets.index_select(0, kept // length), IGNORE)
 
     def grid(self, values: Tensor) -> Tensor:
         """(N,) -> (B, T), 0 where there is no target."""
@@ -143,8 +141,6 @@ class Look:
             factors, floored = objective.weight(old), objective.floored(old).sum()
             value = (objective.loss(logp) + factors * logp).sum()
             given, objective = given._replace(factors=factors), CrossEntropy()
-        if "previous" in objective.needs:
-            given = given._replace(previous=request.previous())
         reference = request.reference.logits(request) if request.reference else None
         assert isinstance(objective, (TokenObjective, DistributionObjective))
         options = Options(
@@ -152,6 +148,7 @@ class Look:
             label_smoothing=settings.label_smoothing,
             z_loss=settings.z_loss,
             row_budget=settings.row_budget,
+            previous=request.previous if "previous" in objective.needs else None,
             reference=reference if "reference" in objective.needs else None,
             embeddings=request.embeddings,
         )

@@ -91,7 +91,7 @@ class OutputHead:
             z_loss=options.z_loss,
             token_weights=given.token_weights,
             factors=given.factors,
-            previous=given.previous,
+            previous=options.previous,
             reference=options.reference,
             embeddings=options.embeddings,
             row_budget=options.row_budget,
