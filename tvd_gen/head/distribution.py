@@ -40,21 +40,20 @@ class DistributionProgram:
             predictions = Predictions(
                 logits, targets, rows.previous, rows.reference, options.embeddings
             )
-            losses = objective.loss(predictions)
-            lse, mean = logits.logsumexp(-1), logits.mean(-1)
+            losses, logp = objective.loss(predictions), predictions.logp
             if slopes is not None:
-                total = self._total(losses, lse, mean, rows)
+                total = self._total(losses, logits, rows)
                 (slope,) = torch.autograd.grad(total, leaf)
                 slopes.copy_(slope)
         with torch.no_grad():
-            logp = logits.log_softmax(-1)
+            best, top = row_max(logits)
             shift = 0.0 if rows.centre is None or options.softcap else rows.centre * options.scale
             return RowStats(
                 logp=predictions.of_targets(logp),
-                lse=lse.detach() + shift,
-                entropy=torch.special.entr(logp.exp()).sum(-1),
-                top=row_max(logits.detach())[1],
-                mean=mean.detach() + shift if options.label_smoothing else None,
+                lse=best - logp.gather(-1, top.unsqueeze(-1)).squeeze(-1) + shift,
+                entropy=-torch.linalg.vecdot(logp.exp(), logp),
+                top=top,
+                mean=logits.mean(-1) + shift if options.label_smoothing else None,
                 loss=losses.detach(),
                 weight=objective.weight(predictions).detach(),
             )
@@ -66,17 +65,17 @@ class DistributionProgram:
             logits = logits + rows.centre.unsqueeze(-1)
         return capped(logits, self.options.scale, self.options.softcap)
 
-    def _total(self, losses: Tensor, lse: Tensor, mean: Tensor, rows: Rows) -> Tensor:
+    def _total(self, losses: Tensor, logits: Tensor, rows: Rows) -> Tensor:
         """() what is differentiated."""
         options, given = self.options, rows.given
         if given.factors is not None:
             losses = losses * given.factors
         if options.label_smoothing:
             eps = options.label_smoothing
-            losses = (1.0 - eps) * losses + eps * (lse - mean)
+            losses = (1.0 - eps) * losses + eps * (logits.logsumexp(-1) - logits.mean(-1))
         if options.z_loss:
-            whole = lse
+            whole = logits.logsumexp(-1)
             if rows.centre is not None and options.softcap is None:
-                whole = lse + rows.centre * options.scale
+                whole = whole + rows.centre * options.scale
             losses = losses + options.z_loss * whole**2
         return (losses if given.token_weights is None else losses * given.token_weights).sum()

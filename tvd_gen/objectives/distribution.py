@@ -7,6 +7,7 @@ passes over a chunk's logits where a token objective needs two.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -30,6 +31,7 @@ class Predictions:
     embeddings: Tensor | None = None
     """(V, E) the frozen reference model's input embeddings, made unit vectors"""
 
+    @cached_property
     def logp(self) -> Tensor:
         """(n, V) log-probabilities."""
         return self.logits.log_softmax(-1)
@@ -74,7 +76,7 @@ class ConfidencePenalty(DistributionObjective):
         check("beta", self.beta, 0.0, math.inf)
 
     def loss(self, predictions: Predictions) -> Tensor:
-        logp = predictions.logp()
+        logp = predictions.logp
         return -predictions.of_targets(logp) - self.beta * _entropy(logp)
 
 
@@ -96,7 +98,7 @@ class Unlikelihood(DistributionObjective):
         check("alpha", self.alpha, 0.0, math.inf)
 
     def loss(self, predictions: Predictions) -> Tensor:
-        logp = predictions.logp()
+        logp = predictions.logp
         missed = (-torch.expm1(logp)).clamp(min=1e-5).log()
         pushed = torch.where(_candidates(predictions), missed, 0.0).sum(-1)
         return -predictions.of_targets(logp) - self.alpha * pushed
@@ -141,7 +143,7 @@ class D2GPo(DistributionObjective):
         check("std", self.std, 0.0, 1000.0, open_low=True)
 
     def loss(self, predictions: Predictions) -> Tensor:
-        logp, log_prior = predictions.logp(), self._log_prior(predictions)
+        logp, log_prior = predictions.logp, self._log_prior(predictions)
         far = (log_prior.exp() * (log_prior - logp)).sum(-1)
         hit = -predictions.of_targets(logp)
         return (1.0 - self.alpha) * hit + self.alpha * self.temperature**2 * far
@@ -188,7 +190,7 @@ class GEM(DistributionObjective):
         check("slope", self.slope, 0.0, math.inf)
 
     def loss(self, predictions: Predictions) -> Tensor:
-        logp, pulls = predictions.logp(), self._pulls(predictions)
+        logp, pulls = predictions.logp, self._pulls(predictions)
         return (pulls * logp).sum(-1) - pulls.sum(-1) * predictions.of_targets(logp)
 
     def weight(self, predictions: Predictions) -> Tensor:
@@ -222,7 +224,7 @@ class EAFT(DistributionObjective):
         check_whole("k", self.k, 2)
 
     def loss(self, predictions: Predictions) -> Tensor:
-        return -self.weight(predictions) * predictions.of_targets(predictions.logp())
+        return -self.weight(predictions) * predictions.of_targets(predictions.logp)
 
     def weight(self, predictions: Predictions) -> Tensor:
         logits = predictions.logits.detach()
@@ -251,9 +253,9 @@ class ASFT(DistributionObjective):
     def loss(self, predictions: Predictions) -> Tensor:
         assert predictions.reference is not None
         # A banned token's -inf times a probability of 0 would be nan.
-        logp, anchor = predictions.logp(), predictions.reference.clamp(min=-1e30).log_softmax(-1)
+        logp, anchor = predictions.logp, predictions.reference.clamp(min=-1e30).log_softmax(-1)
         away = (anchor.exp() * (anchor - logp)).sum(-1)
         return -torch.expm1(predictions.of_targets(logp)) + self.kl_weight * away
 
     def weight(self, predictions: Predictions) -> Tensor:
-        return predictions.of_targets(predictions.logp()).exp()
+        return predictions.of_targets(predictions.logp).exp()
