@@ -157,18 +157,18 @@ def test_what_does_not_fit_or_has_no_source_is_one_line(tmp_path, files):
         perturbation.load_scorer(str(bart), False)
 
 
-def test_known_scores_give_known_shares_and_ratios():
+def test_known_scores_give_known_shares_and_rises():
     made = perturbation.make_versions(["a b c", "b c d"], ["truncate"], 1, 0)
     scores = {"one": [[3, 3], [6, 3], [4, 2], [2, 2]], "two": [[3, 3], [6, 3], [4, 2], [6, 2]]}
     given = {name: perturbation.np.array(rows, float) for name, rows in scores.items()}
     found = list(perturbation.summarise(made, given, 99))
     one, two = (each for each in found if each["edits"] == 1)
     assert one["nll"]["value"] == 1.5  # (4 + 2) / (2 + 2)
-    assert one["ratio"]["value"] == 1.0  # before it was (3 + 6) / (3 + 3)
+    assert one["rise"]["value"] == 0.0  # before it was (3 + 6) / (3 + 3)
     assert one["more_probable"]["value"] == 0.5  # 4 / 2 > 3 / 3, 2 / 2 < 6 / 3
     assert one["more_probable_total"]["value"] == 0.5
-    assert two["ratio_difference"]["value"] == pytest.approx(2.5 / 1.5 - 1)
-    assert "ratio_difference" not in one
+    assert two["rise_difference"]["value"] == pytest.approx((4 + 6) / (2 + 2) - 1.5)
+    assert "rise_difference" not in one
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -198,7 +198,7 @@ def test_a_whole_analysis_of_two_runs(tmp_path, files, monkeypatch, capsys, ther
         own = {(each["kind"], each["edits"]) for each in results if each["model"] == model}
         assert own == points
     for each in results:
-        assert each["ratio"]["low"] <= each["ratio"]["value"] <= each["ratio"]["high"]
+        assert each["rise"]["low"] <= each["rise"]["value"] <= each["rise"]["high"]
         assert 0 <= each["more_probable"]["low"] <= each["more_probable"]["high"] <= 1
     assert (out / "perturbation.png").exists() is there
     assert (out / "perturbation.svg").exists() is there
@@ -218,12 +218,13 @@ def test_texts_of_files_with_sources_and_limits(tmp_path):
 
 
 def seeds_folder(folder, values):
-    """One seed's output: model -> its ratio after one edit."""
+    """One seed's output: model -> its nll after one edit."""
     folder.mkdir()
     shares = {"more_probable": {"value": 0.5}, "more_probable_total": {"value": 0.25}}
     results = [
-        {"model": model, "kind": "repeat", "edits": 1, "ratio": {"value": ratio}, **shares}
-        for model, ratio in values.items()
+        {"model": model, "kind": "repeat", "edits": 1, "nll": {"value": nll}}
+        | {"rise": {"value": nll - 1.0}, **shares}
+        for model, nll in values.items()
     ]
     (folder / "perturbation.json").write_text(json.dumps({"results": results}))
     return folder
@@ -234,16 +235,19 @@ def test_seeds_are_paired(tmp_path):
     pairs = enumerate([(1.0, 2.0), (2.0, 4.0), (3.0, 6.0)])
     folders = [seeds_folder(tmp_path / str(i), {"ce": a, "tailr": b}) for i, (a, b) in pairs]
     text = perturbation_seeds.render([perturbation_seeds.read(each) for each in folders], [1])
-    assert "| ce | repeat | 1 | 2.000 ± 1.000 | 0.500 ± 0.000 |" in text
-    assert "| tailr | repeat | 1 | 4.000 ± 2.000 (+2.000, p 0.074) |" in text
+    assert "| ce | repeat | 1 | 2.000 ± 1.000 | 1.000 ± 1.000 | 0.500 ± 0.000 |" in text
+    assert "| tailr | repeat | 1 | 4.000 ± 2.000 (+2.000, p 0.074) | 3.000 ± 2.000 (+2.000" in text
     told = perturbation_seeds.render([perturbation_seeds.read(x) for x in folders], [1], "tailr")
-    assert (
-        "| ce | repeat | 1 | 2.000 ± 1.000 | 0.500 ± 0.000 | 0.250 ± 0.000 | -2.000, p 0.074 |"
-        in told
-    )
+    assert "| ce | repeat | 1 | 2.000 ± 1.000 (-2.000, p 0.074) | 1.000 ± 1.000 (-2.000" in told
+    assert "| tailr | repeat | 1 | 4.000 ± 2.000 | 3.000 ± 2.000 |" in told
 
 
 def test_seeds_of_other_models_are_refused(tmp_path):
     folders = [seeds_folder(tmp_path / name, {"ce": 1.0, name: 2.0}) for name in ("a", "b")]
     with pytest.raises(ValueError, match="lacks"):
         perturbation_seeds.render([perturbation_seeds.read(each) for each in folders], [1])
+    one = [perturbation_seeds.read(folders[0])]
+    with pytest.raises(ValueError, match="--edits 99: none"):
+        perturbation_seeds.render(one, [99])
+    with pytest.raises(ValueError, match="--base gold: no model"):
+        perturbation_seeds.render(one, [1], "gold")

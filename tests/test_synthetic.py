@@ -10,6 +10,8 @@ import torch
 from tiny import WORDS, text
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+import recipe
+import stages
 import synthetic
 import synthetic_table
 from recipe import QUICK, Settings, objectives, student_config
@@ -17,7 +19,7 @@ from sentences import GO, SentenceModel, compare
 from stages import Experiment, run_student, words_of
 from tvd_gen import OBJECTIVES
 from tvd_gen.config import load_config
-from tvd_gen.errors import ConfigError, NonFiniteError
+from tvd_gen.errors import ConfigError, DataError, NonFiniteError
 from tvd_gen.metrics.distances import sequence_tvd, token_distances
 from tvd_gen.models import TokenizerSpec, train_tokenizer
 
@@ -207,6 +209,63 @@ def test_other_settings_are_refused(finished):
         synthetic.run(experiment.root.parent, other, *files, *WANTED, 1)
 
 
+def test_another_seed_cannot_have_other_settings_or_captions(finished, tmp_path):
+    """Its table has the mean over seeds."""
+    experiment, files = finished
+    wider = dataclasses.replace(TINY, width=16)
+    with pytest.raises(ConfigError, match=r"seed-1: has other settings \(width was 8\)"):
+        synthetic.run(experiment.root.parent, wider, *files, ["ce"], [3], 1)
+    other = tmp_path / "captions.txt"
+    other.write_text(files[0].read_text() + "one more\n")
+    with pytest.raises(ConfigError, match="captions_sha256 was"):
+        synthetic.run(experiment.root.parent, TINY, other, files[1], ["ce"], [3], 1)
+    assert not (experiment.root.parent / "seed-3").exists()
+
+
+def test_figures_of_another_objective_are_refused(finished, monkeypatch):
+    experiment, _ = finished
+    made = recipe.student_config
+
+    def floored(*places, **more):
+        tree = made(*places, **more)
+        return {**tree, "objective": {**tree["objective"], "min_weight": 0.9}}
+
+    monkeypatch.setattr(stages, "student_config", floored)
+    with pytest.raises(ConfigError, match=r"tailr-0.1: was made with .*'min_weight': 0.2"):
+        synthetic.run_students(experiment, ["tailr-0.1"], 1)
+
+
+def test_captions_that_cannot_be_read_leave_nothing_behind(tmp_path, finished, capsys):
+    """A second start with the right file must not find the first one's."""
+    captions, more = tmp_path / "captions.txt", finished[1][1]
+    experiment = Experiment(tmp_path / "seed-1", TINY, 1)
+    for content, told in ((b"\n \n", "has no captions"), (b"caf\xe9\n", "is no UTF-8")):
+        captions.write_bytes(content)
+        with pytest.raises(DataError, match=f"captions.txt: {told}"):
+            stages.read_captions(experiment, captions, more)
+        assert not experiment.captions.exists()
+    captions.write_text("a dog\n")
+    words = ["--captions", str(captions), "--validation", str(more), "--output", str(captions)]
+    with pytest.raises(SystemExit, match="1"):
+        synthetic.main(words)
+    assert "captions.txt" in capsys.readouterr().err.splitlines()[0]
+    with pytest.raises(SystemExit, match="2"):
+        synthetic.main([*words, "--epochs", "-3"])
+
+
+def test_who_begins_with_cross_entropy_ends_with_its_last_model(finished):
+    """Its nll is the lowest before it has learned anything of its own."""
+    experiment, _ = finished
+    for name, found in (("gold", False), ("tailr-0.1", True)):
+        run = load_config(experiment.student(name) / "config.yaml")
+        assert run.training.load_best_model_at_end is found
+    starts = {
+        seed: student_config(TINY, *[experiment.root] * 2, name, 2, ce=experiment.root)["seed"]
+        for seed, name in ((2, "ce"), (1002, recipe.RESEEDED))
+    }
+    assert all(seed == found for seed, found in starts.items())
+
+
 def test_the_command_line_knows_its_objectives():
     given = synthetic.parse(["--captions", "a", "--validation", "b", "--objectives", "ce"])
     assert given.seeds == [1, 2, 3, 4, 5]
@@ -230,3 +289,10 @@ def test_differences_are_paired_by_seed():
     table = synthetic_table.render(records, [])
     assert "| ce | 3 | 20 ± 10 |" in table
     assert "| tailr† | 2 | +1.01 (p 0.0031) |" in table
+    assert "Differences to ce," in table
+    assert "Differences to ce-continued" not in table
+    control = [{**record("ce-continued", seed, 2), "after_ce": True} for seed in (1, 2, 3)]
+    table = synthetic_table.render(records + control, [])
+    last = table.split("Differences to ce-continued†")[1]
+    assert "| tailr† | 2 | -1.01 (p 0.0031) |" in last
+    assert "ce-continued† |" not in last

@@ -8,17 +8,18 @@ Models are run folders, or folders and hub names of plain models, causal or enco
 spoilt is the target, the source stays. Without --texts they are those of the first run's test
 split. Each text gets 1, 2, ... edits of each kind (edits.py), and every version is scored whole as
 `tvd-gen eval` scores references: nll in nats over the target's tokens, its end token included. A
-causal model without a begin token does not score a text's first token. Kinds of edits are compared
-within a model: across tokenizers only ratios and shares can be.
+causal model without a begin token does not score a text's first token. Models
+of one tokenizer can be compared; of several, only their shares.
 
 perturbation.jsonl has every version with its scores. perturbation.json has for each model, kind and
 number of edits, with 95 % bootstrap intervals over texts,
 
     nll                  token mean over the spoilt texts
-    ratio                nll over the same, unspoilt texts' nll
+    rise                 nll - the same, unspoilt texts' nll. Not their ratio: that is smaller for a
+                         model that gives every text less probability
     more_probable        share of texts whose spoilt version has the lower nll a token
     more_probable_total  ... the lower nll in total: shorter texts have it easily
-    ratio_difference     ratio - the first model's, with p
+    rise_difference      rise - the first model's, with p
 
 over those texts that have so many edits in them (`texts`). perturbation.svg and .png show two of
 them, where there are 30 texts.
@@ -181,7 +182,7 @@ def summarise(
             parts = _parts(own[rows], own[before])
             if name != first:
                 theirs = _parts(scores[first][rows], scores[first][before])
-                parts["ratio_difference"] = difference(theirs["ratio"], parts["ratio"])
+                parts["rise_difference"] = difference(theirs["rise"], parts["rise"])
             numbers = {key: _described(key, sums, resamples) for key, sums in parts.items()}
             yield {"model": name, "kind": kind, "edits": edits, "texts": len(rows)} | numbers
 
@@ -191,7 +192,7 @@ def _parts(spoilt: np.ndarray, before: np.ndarray) -> dict[str, Sums]:
     mean, mean_before = (each[:, 0] / each[:, 1] for each in (spoilt, before))
     return {
         "nll": nll,
-        "ratio": joined([nll, base], lambda own, other: own / other),
+        "rise": joined([nll, base], lambda own, other: own - other),
         "more_probable": mean_of(mean < mean_before),
         "more_probable_total": mean_of(spoilt[:, 0] < before[:, 0]),
     }
@@ -199,20 +200,20 @@ def _parts(spoilt: np.ndarray, before: np.ndarray) -> dict[str, Sums]:
 
 def _described(key: str, sums: Sums, resamples: int) -> dict[str, float]:
     found = asdict(bootstrap(sums, resamples=resamples))
-    if key != "ratio_difference":
+    if key != "rise_difference":
         del found["p"]  # of being 0, which nobody asks
     return found
 
 
 def paint(axes: Any, records: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> None:
-    """Above the ratio, below the share of texts that are more probable when spoilt."""
+    """Above the rise, below the share of texts that are more probable when spoilt."""
     drawn = [each for each in records if each["texts"] >= DRAWN] or records
-    rows = (("ratio", "nll / unspoilt"), ("more_probable", "share more probable, a token"))
+    rows = (("rise", "nll - unspoilt"), ("more_probable", "share more probable, a token"))
     for row, (key, label) in zip(axes, rows, strict=True):
         for axis, kind in zip(row, kinds, strict=True):
             _paint_kind(axis, [each for each in drawn if each["kind"] == kind], key)
             axis.set(title=kind, xlabel="edits", ylabel=label)
-            axis.axhline(1.0 if key == "ratio" else 0.0, color="0.7", lw=0.8, zorder=0)
+            axis.axhline(0.0, color="0.7", lw=0.8, zorder=0)
             axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0][0].legend()
 
@@ -229,11 +230,11 @@ def _paint_kind(axis: Any, records: Sequence[Mapping[str, Any]], key: str) -> No
 def shown(records: Sequence[Mapping[str, Any]]) -> str:
     """A table of the first, some and the last numbers of edits."""
     last = max((each["edits"] for each in records), default=0)
-    heads = ["model", "kind", "edits", "texts", "nll", "ratio", "95 %", "more probable", "in total"]
+    heads = ["model", "kind", "edits", "texts", "nll", "rise", "95 %", "more probable", "in total"]
     rows = [
         [each["model"], each["kind"], str(each["edits"]), str(each["texts"])]
-        + [number(each["nll"]["value"]), number(each["ratio"]["value"])]
-        + [f"{number(each['ratio']['low'])} to {number(each['ratio']['high'])}"]
+        + [number(each["nll"]["value"]), number(each["rise"]["value"])]
+        + [f"{number(each['rise']['low'])} to {number(each['rise']['high'])}"]
         + [number(each[key]["value"]) for key in ("more_probable", "more_probable_total")]
         for each in records
         if each["edits"] in (0, 1, 5, 10, last)

@@ -3,9 +3,10 @@
     python scripts/paper/perturbation_seeds.py perturbation/seed-1 perturbation/seed-2 ...
 
 Each folder is an output of perturbation.py on one seed's models, with the same names and kinds of
-edits in all. Differences are to the first model. Where one of the models is the truth, as the
-oracle of the synthetic experiment (--truth oracle), a column has each model's ratio less the
-truth's, and p of its being 0: below 0 a model finds spoilt texts too probable.
+edits in all. In brackets: what a number is more than the first model's, or that of --base, and p of
+a two-sided paired t-test, not corrected for their number. The base may be the truth, as the oracle
+of the synthetic experiment is (--base oracle): a model whose nll rises less than the truth's finds
+spoilt texts too probable, next to its own unspoilt ones.
 """
 
 import argparse
@@ -18,7 +19,12 @@ from typing import Any
 from significance import mean_sd, paired_t
 from tables import number, table
 
-COLUMNS = {"ratio": "ratio", "more_probable": "more probable", "more_probable_total": "in total"}
+COLUMNS = {
+    "nll": "nll",
+    "rise": "rise",
+    "more_probable": "more probable",
+    "more_probable_total": "in total",
+}
 Key = tuple[str, str, int]
 
 
@@ -29,37 +35,34 @@ def read(folder: Path) -> dict[Key, Mapping[str, Any]]:
 
 
 def render(
-    seeds: Sequence[Mapping[Key, Mapping[str, Any]]], edits: Sequence[int], truth: str | None = None
+    seeds: Sequence[Mapping[Key, Mapping[str, Any]]], edits: Sequence[int], base: str | None = None
 ) -> str:
     """Markdown; ValueError where the folders have different models or kinds."""
     keys = [key for key in seeds[0] if key[2] in edits]
+    if not keys:
+        raise ValueError(f"--edits {' '.join(map(str, edits))}: none in the folders")
     for seed in seeds[1:]:
         if missing := [key for key in keys if key not in seed]:
             raise ValueError(f"a folder lacks {missing[0]}: all must be of the same models")
-    first = keys[0][0]
-    if truth and truth not in {key[0] for key in keys}:
-        raise ValueError(f"--truth {truth}: no model of that name")
+    base = base or keys[0][0]
+    if base not in {key[0] for key in keys}:
+        raise ValueError(f"--base {base}: no model of that name")
     rows = []
     for model, kind, count in keys:
-
-        def values(name: str, column: str, place: tuple[str, int] = (kind, count)) -> list[float]:
-            return [seed[name, *place][column]["value"] for seed in seeds]
-
-        cells = [
-            _spread(values(model, column), None if model == first else values(first, column))
-            for column in COLUMNS
-        ]
-        if truth:
-            cells.append(_away(values(model, "ratio"), values(truth, "ratio")))
+        cells = []
+        for column in COLUMNS:
+            own, other = (
+                [seed[name, kind, count][column]["value"] for seed in seeds]
+                for name in (model, base)
+            )
+            cells.append(_spread(own) + ("" if model == base else f" ({_away(own, other)})"))
         rows.append([model, kind, str(count), *cells])
-    last = [f"ratio less the {truth}'s"] if truth else []
-    return table(["model", "kind", "edits", *COLUMNS.values(), *last], rows)
+    return table(["model", "kind", "edits", *COLUMNS.values()], rows)
 
 
-def _spread(own: Sequence[float], base: Sequence[float] | None) -> str:
+def _spread(own: Sequence[float]) -> str:
     mean, deviation = mean_sd(own)
-    text = number(mean) + (f" ± {number(deviation)}" if len(own) > 1 else "")
-    return text if base is None or len(own) < 2 else f"{text} ({_away(own, base)})"
+    return number(mean) + (f" ± {number(deviation)}" if len(own) > 1 else "")
 
 
 def _away(own: Sequence[float], base: Sequence[float]) -> str:
@@ -75,10 +78,10 @@ def main() -> None:
     )
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--edits", nargs="+", type=int, default=[1, 5])
-    parser.add_argument("--truth", metavar="MODEL")
+    parser.add_argument("--base", metavar="MODEL", help="default: the first")
     given = parser.parse_args()
     try:
-        print(render([read(folder) for folder in given.folders], given.edits, given.truth))
+        print(render([read(folder) for folder in given.folders], given.edits, given.base))
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

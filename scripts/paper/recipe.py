@@ -19,6 +19,8 @@ class Settings:
     width: int = 128
     oracle_epochs: int = 50
     epochs: int = 100
+    after_ce_epochs: int = 10
+    """of a student that begins with cross-entropy's; its last model is the one that is taken"""
     train: int = 10_000
     validation: int = 5_000
     test: int = 20_000
@@ -48,6 +50,7 @@ QUICK = Settings(
     width=32,
     oracle_epochs=3,
     epochs=3,
+    after_ce_epochs=2,
     evaluations=3,
     train=400,
     window=200,
@@ -75,6 +78,7 @@ def objectives() -> dict[str, dict[str, Any]]:
 MORE: dict[str, dict[str, Any]] = {
     "label-smoothing": {"name": "ce", "label_smoothing": 0.1},
     "ce-continued": {"name": "ce"},
+    "ce-reseeded": {"name": "ce"},
 }
 """Whatever else is to be compared: one line each, in the words of a config."""
 
@@ -87,6 +91,10 @@ def _needs_numbers(cls: Any) -> bool:
 AFTER_CE = ("ce-continued", "dft", "gold", "gold_p", "asft", "loss_truncation")
 """They begin from what cross-entropy has learned: published so, or no weight is left at the start.
 The first of them is the control: as many steps, and no other objective."""
+
+RESEEDED = "ce-reseeded"
+"""A control: oracle and students have one seed, as published, so they begin with the same weights;
+this student has another."""
 
 
 def needs_ce(name: str) -> bool:
@@ -113,8 +121,11 @@ def student_config(
 
     ce: the run folder of cross-entropy's student, which some begin from or look at.
     """
-    tree = _config(settings, data, {"pretrained": str(oracle / "model")}, settings.epochs)
-    if settings.patience is not None:
+    epochs = settings.after_ce_epochs if name in AFTER_CE else settings.epochs
+    tree = _config(settings, data, {"pretrained": str(oracle / "model")}, epochs)
+    if name in AFTER_CE:  # the lowest nll is at its beginning
+        tree["training"]["load_best_model_at_end"] = False
+    elif settings.patience is not None:
         tree["training"]["early_stopping_patience"] = settings.patience
     objective = dict(objectives()[name])
     if OBJECTIVES[objective["name"]].looks_at_reference():
@@ -123,6 +134,8 @@ def student_config(
         objective |= {"min_count": settings.window, "window": settings.window}
     if name in AFTER_CE:
         tree["model"] = {"pretrained": str(ce / "model"), "config": {"dropout": settings.dropout}}
+    if name == RESEEDED:
+        seed += 1000
     return {**tree, "seed": seed, "objective": objective}
 
 

@@ -2,6 +2,7 @@
 there, and is passed over where it is."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import time
@@ -16,7 +17,7 @@ import torch
 from recipe import AFTER_CE, Settings, oracle_config, student_config
 from sentences import GO, Ids, Samples, SentenceModel, compare
 from tvd_gen.config import load_config
-from tvd_gen.errors import ConfigError
+from tvd_gen.errors import ConfigError, DataError
 from tvd_gen.metrics.counts import pooled_bleu, self_bleu
 from tvd_gen.metrics.distances import sequence_tvd
 from tvd_gen.run import train
@@ -51,18 +52,17 @@ class Experiment:
 
 
 def fix(experiment: Experiment, captions: Path, validation: Path) -> None:
-    """Note the settings in a new folder; ConfigError where the folder has others."""
-    file = experiment.root / "settings.json"
-    files = {"captions": str(captions.resolve()), "validation": str(validation.resolve())}
-    wanted = dataclasses.asdict(experiment.settings) | files
-    if not file.exists():
-        experiment.root.mkdir(parents=True, exist_ok=True)
-        write_json(file, wanted)
-    found = json.loads(file.read_text("utf-8"))
-    changed = [name for name in wanted if found.get(name) != wanted[name]]
-    if changed:
-        told = ", ".join(f"{name} was {found.get(name)}" for name in changed)
-        raise ConfigError(f"{experiment.root}: has other settings ({told}); take another --output")
+    """Note the settings in a new folder; ConfigError where it, or another seed's, has others."""
+    files = {"captions_sha256": captions, "validation_sha256": validation}
+    hashes = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    wanted = dataclasses.asdict(experiment.settings) | hashes
+    for file in sorted(experiment.root.parent.glob("seed-*/settings.json")):
+        found = json.loads(file.read_text("utf-8"))
+        if changed := [name for name in wanted if found.get(name) != wanted[name]]:
+            told = ", ".join(f"{name} was {found.get(name)}" for name in changed)
+            raise ConfigError(f"{file.parent}: has other settings ({told}); take another --output")
+    experiment.root.mkdir(parents=True, exist_ok=True)
+    write_json(experiment.root / "settings.json", wanted)
 
 
 def words_of(caption: str) -> str:
@@ -77,8 +77,18 @@ def read_captions(experiment: Experiment, captions: Path, validation: Path) -> N
     for split, file in (("train", captions), ("validation", validation)):
         target = experiment.captions / f"{split}.jsonl"
         if not target.exists():
-            lines = [words_of(line) for line in file.read_text("utf-8").splitlines()]
-            _write_rows(target, [line for line in lines if line][: limits[split]])
+            lines = [words_of(line) for line in _lines(file)]
+            rows = [line for line in lines if line][: limits[split]]
+            if not rows:
+                raise DataError(f"{file}: has no captions")
+            _write_rows(target, rows)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is no UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def train_oracle(experiment: Experiment, say: Say) -> None:
@@ -112,15 +122,32 @@ def sample_oracle(experiment: Experiment, say: Say) -> None:
     say(f"oracle: {settings.test} sentences, perplexity {figures['ppl_test']:.2f}")
 
 
+def is_measured(experiment: Experiment, name: str) -> bool:
+    """Whether a student has its figures; ConfigError where they are another objective's."""
+    file = experiment.student(name) / "figures.json"
+    if not file.exists():
+        return False
+    record = json.loads(file.read_text("utf-8"))
+    wanted, found = _config_of(experiment, name)["objective"], record["section"]
+    if any(found.get(key) != value for key, value in wanted.items() if key != "reference"):
+        raise ConfigError(f"{file.parent}: was made with {found}; take another --output")
+    return True
+
+
+def _config_of(experiment: Experiment, name: str) -> dict[str, Any]:
+    places = experiment.data, experiment.oracle
+    ce = experiment.student("ce")
+    return student_config(experiment.settings, *places, name, experiment.seed, ce=ce)
+
+
 def run_student(experiment: Experiment, name: str, say: Say) -> None:
     """Train a student and measure it."""
     folder, seed = experiment.student(name), experiment.seed
     result = folder / "figures.json"
-    if result.exists():
+    if is_measured(experiment, name):
         return
     began = time.monotonic()
-    places = experiment.data, experiment.oracle
-    config = student_config(experiment.settings, *places, name, seed, ce=experiment.student("ce"))
+    config = _config_of(experiment, name)
     _run(folder, config, say)
     trained = time.monotonic()
     figures = measure(experiment, folder)
@@ -199,7 +226,7 @@ def _run(folder: Path, tree: Mapping[str, Any], say: Say) -> None:
 
 
 def _training(folder: Path) -> dict[str, float]:
-    """How long the training was, and which epoch was taken."""
+    """How long the training was, and where its nll was the lowest."""
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     evaluated = [row for row in rows if "eval_nll" in row]
     best = min(evaluated, key=lambda row: row["eval_nll"])

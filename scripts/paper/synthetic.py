@@ -26,7 +26,15 @@ import torch
 
 import synthetic_table
 from recipe import QUICK, Settings, needs_ce, objectives
-from stages import Experiment, fix, read_captions, run_student, sample_oracle, train_oracle
+from stages import (
+    Experiment,
+    fix,
+    is_measured,
+    read_captions,
+    run_student,
+    sample_oracle,
+    train_oracle,
+)
 from tvd_gen.data.corpora import corpus_files
 from tvd_gen.errors import NonFiniteError, TvdGenError
 from tvd_gen.run.folder import write_text
@@ -64,7 +72,7 @@ def run_students(experiment: Experiment, names: Sequence[str], jobs: int) -> lis
 
 
 def _run_part(experiment: Experiment, names: Sequence[str], jobs: int) -> list[str]:
-    left = [name for name in names if not (experiment.student(name) / "figures.json").exists()]
+    left = [name for name in names if not is_measured(experiment, name)]
     faults = []
     here = ((name, one_student(experiment, name)) for name in left)
     students = here if jobs == 1 else _side_by_side(experiment, left, jobs)
@@ -162,7 +170,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--captions", type=Path, help="default: synopses that ship with tvd-gen")
     parser.add_argument("--validation", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("runs/synthetic"))
+    parser.add_argument(
+        "--output", type=Path, help="default: runs/synthetic, with --quick runs/synthetic-quick"
+    )
     parser.add_argument("--objectives", nargs="+", choices=known, default=known, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--epochs", type=int, help="of a student; published: 100")
@@ -172,8 +182,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="students at a time, a core each")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args(arguments)
-    if given.jobs < 1 or min(given.seeds) < 1:
-        parser.error("--jobs and --seeds take whole numbers from 1 on")
+    counts = given.jobs, given.epochs, given.patience, *given.seeds
+    if any(count is not None and count < 1 for count in counts):
+        parser.error("--epochs, --patience, --jobs and --seeds take whole numbers from 1 on")
+    given.output = given.output or Path("runs/synthetic-quick" if given.quick else "runs/synthetic")
     return given
 
 
@@ -195,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 sys.exit(f"{file}: no such file; captions are texts, one a line")
         wanted = given.objectives, given.seeds, given.jobs
         table, faults = run(given.output, settings, *files, *wanted)
-    except (TvdGenError, RuntimeError) as error:
+    except (TvdGenError, RuntimeError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
     say(f"\n{table}")

@@ -9,7 +9,7 @@ from significance import mean_sd, paired_t
 from tables import table
 from tvd_gen.run.folder import write_lines, write_text
 
-BASE = "ce"
+BASE, CONTROL = "ce", "ce-continued†"
 COLUMNS = {
     "ppl_oracle": "PPL oracle",
     "ppl_test": "PPL test",
@@ -32,7 +32,8 @@ against the 499 others. TVD, KL(oracle, student) and reverse KL, in nats: exact,
 the mean over prefixes of the oracle's sentences, and (*) of the student's. Sequence TVD: an
 unbiased estimate from the oracle's sentences, and (*) from the student's. Mean and standard
 deviation over seeds; a seed has an oracle of its own, the same for all objectives. Those with a †
-begin with the student of cross-entropy, as ce-continued† does: compare with it.
+begin with the student of cross-entropy and have a few epochs more, as ce-continued† has; of them
+the last model is taken, of the others that of the lowest nll.
 """
 
 
@@ -59,7 +60,7 @@ def write(folder: Path) -> str:
 
 
 def render(records: Sequence[Mapping[str, Any]], oracles: Sequence[Mapping[str, float]]) -> str:
-    """Markdown: figures, then differences to cross-entropy."""
+    """Markdown: figures, then differences to cross-entropy, and of those with a † to control."""
     records = [{**record, "objective": _shown(record)} for record in records]
     names = list(dict.fromkeys(record["objective"] for record in records))
     names.sort(key=lambda name: (name != BASE, name))
@@ -70,12 +71,16 @@ def render(records: Sequence[Mapping[str, Any]], oracles: Sequence[Mapping[str, 
         cells = [_spread([figure[key] for figure in seeds.values()]) for key in COLUMNS]
         rows.append([name, str(len(seeds)), *cells])
     parts = [LEGEND, table(["objective", "seeds", *COLUMNS.values()], rows)]
-    if BASE in figures and len(figures) > 1:
+    after = [name for name in names if name.endswith("†")]
+    for base, others in ((BASE, names), (CONTROL, after)):
+        others = [name for name in others if name != base]
+        if base not in figures or not others:
+            continue
         parts.append(
-            f"\nDifferences to {BASE}, paired by seed: mean, and p of a two-sided paired t-test "
-            f"(not corrected for the {(len(figures) - 1) * len(COLUMNS)} comparisons).\n"
+            f"\nDifferences to {base}, paired by seed: mean, and p of a two-sided paired t-test "
+            f"(not corrected for the {len(others) * len(COLUMNS)} comparisons).\n"
         )
-        rows = [[name, *_differences(figures, name)] for name in names if name != BASE]
+        rows = [[name, *_differences(figures[name], figures[base])] for name in others]
         parts.append(table(["objective", "pairs", *COLUMNS.values()], rows))
     return "\n".join(parts) + "\n"
 
@@ -89,12 +94,11 @@ def _by_seed(records: Sequence[Mapping[str, Any]], name: str) -> dict[int, Mappi
     return {r["seed"]: r["figures"] for r in records if r["objective"] == name}
 
 
-def _differences(figures: Mapping[str, Mapping[int, Mapping[str, float]]], name: str) -> list[str]:
-    seeds = sorted(figures[name].keys() & figures[BASE].keys())
-    cells = []
-    for key in COLUMNS:
-        pairs = [figures[name][seed][key] - figures[BASE][seed][key] for seed in seeds]
-        cells.append(_tested(pairs))
+def _differences(
+    own: Mapping[int, Mapping[str, float]], base: Mapping[int, Mapping[str, float]]
+) -> list[str]:
+    seeds = sorted(own.keys() & base.keys())
+    cells = [_tested([own[seed][key] - base[seed][key] for seed in seeds]) for key in COLUMNS]
     return [str(len(seeds)), *cells]
 
 
