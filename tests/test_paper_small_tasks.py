@@ -1,8 +1,10 @@
 """The paper's tasks made small: what is tuned, run, resumed and told; how the data are split."""
 
 import dataclasses
+import itertools
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ import small_plans
 import small_tasks
 from small_data import tatoeba
 from tvd_gen.config import load_config
+from tvd_gen.errors import NonFiniteError
 from tvd_gen.objectives import OBJECTIVES
 
 TINY = small_plans.Size(16, 16, 1, 300, {"train": 60, "validation": 6, "test": 6})
@@ -93,6 +96,51 @@ def test_what_is_finished_survives_a_fault(tmp_path, said, monkeypatch):
     assert begun.pretrained == str(tmp_path / "summarization" / "lead" / "model")
 
 
+def test_an_objective_that_diverges_is_told_and_stops_no_other(tmp_path, said, monkeypatch):
+    made, task, train = settings(tmp_path), small_plans.TRANSLATION, small_tasks.train
+
+    def diverges(config, folder, **more):
+        if "tailr-0.5" in folder.name or folder.name == "ce-seed2":
+            raise NonFiniteError("step 1: the loss is nan")
+        return train(config, folder, **more)
+
+    monkeypatch.setattr(small_tasks, "train", diverges)
+    for _ in range(2):  # the second time there is nothing left to do
+        results = small_tasks.run_all(made, [task], TUNED[:2], 1, said.append)
+        monkeypatch.setattr(small_tasks, "finish", lambda run: pytest.fail(f"{run.folder} again"))
+    assert "3/3 translation/tailr-0.5-seed1: step 1: the loss is nan" in said
+    assert small_tasks.best(made, task, TUNED[1], results) == 0.01
+    rows = small_tasks.report(made, [task], TUNED[:2], results).splitlines()
+    assert rows[4].startswith("| ce |  | 1, 1 diverged |")
+    assert rows[5].startswith("| tailr | 0.01 | 2 |")
+    assert "ce-seed2" not in rows[-1]
+
+
+def test_other_data_of_the_same_name_is_noticed(tmp_path, said):
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in small_tasks.SPLITS}
+    for file in files.values():
+        row = {"source": "ein roter Hund", "target": "a red dog"}
+        Path(file).write_text("".join(json.dumps(row) + "\n" for _ in range(20)))
+    made = settings(tmp_path / "out", seeds=(1,))
+    made = dataclasses.replace(made, data={"translation": {"files": files}})
+    run = small_plans.plan(made, small_plans.TRANSLATION, TUNED[0], None, 1)
+    before = small_tasks.fingerprint(run)
+    small_tasks._hash_of.cache_clear()
+    assert small_tasks.fingerprint(run) == before
+    Path(files["test"]).write_text(Path(files["test"]).read_text().replace("red", "blue"))
+    small_tasks._hash_of.cache_clear()
+    assert small_tasks.fingerprint(run) != before
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    whole = json.dumps({"run": "translation/ce-seed1", "steps": 5}) + "\n"
+    file = tmp_path / "results.jsonl"
+    for text, kept in ((whole + '{"run": "tra', whole), ('{"run"', ""), (whole, whole)):
+        file.write_text(text)
+        assert list(small_tasks.Results(tmp_path).lines) == ["translation/ce-seed1"][: bool(kept)]
+        assert file.read_text() == kept
+
+
 def test_results_of_another_budget_are_refused(tmp_path, said):
     line = {"run": "translation/ce-seed1", "task": "translation", "steps": 5}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
@@ -129,6 +177,7 @@ def sentences(tmp_path):
     lines = [f"English {i}\tDeutsch {i}" for i in range(40)]
     lines += [f"English {i}\tAnders {i}" for i in range(40)]
     lines += [f"Also {i}\tDeutsch {i}" for i in range(10)]  # one German, two English
+    lines += [f"english {i}!\tANDERS {i + 1}." for i in range(0, 40, 2)]  # but for case and marks
     lines += ["much too long to be of any use at all\tzu lang"]
     file = tmp_path / "pairs.tsv"
     file.write_text("\n".join(lines) + "\n")
@@ -139,11 +188,10 @@ def test_no_sentence_of_tatoeba_is_in_two_splits(tmp_path):
     """It has many translations of one sentence: by lines, most test sentences would be known."""
     splits = tatoeba(sentences(tmp_path), 4, {"validation": 8, "test": 8})
     for field in ("source", "target"):
-        known = {row[field] for row in splits["train"]}
-        for split in ("validation", "test"):
-            assert splits[split]
-            assert not known & {row[field] for row in splits[split]}
-    assert len({row["target"] for row in splits["train"]}) == 50 - 16
+        bare = [{row[field].lower().rstrip("!.") for row in rows} for rows in splits.values()]
+        assert all(bare)
+        assert not any(one & other for one, other in itertools.combinations(bare, 2))
+    assert len({row["target"].lower().rstrip("!") for row in splits["train"]}) == 50 - 16
     again = tatoeba(sentences(tmp_path), 4, {"validation": 8, "test": 8})
     assert splits == again
     assert splits != tatoeba(sentences(tmp_path), 4, {"validation": 8, "test": 8}, seed=1)

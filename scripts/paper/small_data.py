@@ -1,7 +1,9 @@
 """Rows for small runs: Tatoeba's sentence pairs, chosen and split; first sentences as targets."""
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +22,44 @@ def tatoeba(
     """Rows of German sources and English targets of at most `most_words` words on each side.
 
     `file` holds English TAB German. English sentences are shuffled and dealt to the splits with all
-    their translations, `sizes` of them to validation and test, the rest to train; there a pair
-    whose German is in train as well is left out, for it was seen with another translation.
+    their translations, `sizes` of them to validation and test, the rest to train. A pair whose
+    German is in an earlier split (train, validation, test) is left out, for it was seen with
+    another translation. Sentences that differ in case and marks alone count as one.
     """
-    pairs: dict[str, list[str]] = {}
+    pairs: dict[str, list[Pair]] = {}
     for english, german in _short(file, most_words):
-        pairs.setdefault(english, []).append(german)
+        pairs.setdefault(_bare(english), []).append({"source": german, "target": english})
     sentences = sorted(pairs)
     random.Random(seed).shuffle(sentences)
-    splits, start = {}, 0
+    splits: dict[str, list[Pair]] = {}
+    start = 0
     for split in reversed(SPLITS):
         end = start + sizes[split] if split in sizes else len(sentences)
-        splits[split] = list(_rows(sentences[start:end], pairs))
+        splits[split] = [pair for each in sentences[start:end] for pair in pairs[each]]
         start = end
-    seen = {row["source"] for row in splits["train"]}
-    for split in SPLITS[1:]:
-        splits[split] = [row for row in splits[split] if row["source"] not in seen]
+    seen: set[str] = set()
+    for split in SPLITS:
+        splits[split] = [pair for pair in splits[split] if _bare(pair["source"]) not in seen]
+        seen |= {_bare(pair["source"]) for pair in splits[split]}
     return {split: splits[split] for split in SPLITS}
 
 
+def _bare(text: str) -> str:
+    """Its words in lower case, without marks."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFC", text).casefold()))
+
+
 def _short(file: Path, most_words: int) -> Iterator[tuple[str, str]]:
+    seen = set()
     with file.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             parts = line.rstrip("\r\n").split("\t")
             if len(parts) < 2:
                 raise ValueError(f"{file}:{number}: needs English TAB German")
-            if all(0 < len(text.split()) <= most_words for text in parts[:2]):
-                yield parts[0], parts[1]
-
-
-def _rows(sentences: Sequence[str], pairs: Mapping[str, list[str]]) -> Iterator[Pair]:
-    for english in sentences:
-        for german in dict.fromkeys(pairs[english]):
-            yield {"source": german, "target": english}
+            pair = parts[0], parts[1]
+            if pair not in seen and all(0 < len(text.split()) <= most_words for text in pair):
+                seen.add(pair)
+                yield pair
 
 
 def files_of(folder: Path) -> dict[str, str]:

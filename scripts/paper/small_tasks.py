@@ -22,6 +22,7 @@ package descriptions that ship; --descriptions names a folder of {train,valid,te
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -30,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,7 @@ from small_plans import (
 )
 from tables import number, table
 from tvd_gen.config import load_config
-from tvd_gen.errors import TvdGenError
+from tvd_gen.errors import NonFiniteError, TvdGenError
 from tvd_gen.objectives import OBJECTIVES
 from tvd_gen.run import evaluate, train
 from tvd_gen.run.folder import RunFolder, write_text
@@ -76,8 +78,20 @@ def finish(run: Plan) -> Tree:
     file = run.folder.parent / f"{run.folder.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, to_json(run.tree, indent=1) + "\n")
+    line = {
+        "run": str(Path(run.task) / run.folder.name),
+        "task": run.task,
+        "objective": run.label,
+        "value": run.value,
+        "seed": run.seed,
+        "steps": run.tree["training"]["max_steps"],
+        "config": fingerprint(run),
+    }
     began = time.monotonic(), time.process_time()
-    train(load_config(file), run.folder, say=_quiet, progress=_quiet)
+    try:
+        train(load_config(file), run.folder, say=_quiet, progress=_quiet)
+    except NonFiniteError as error:  # an objective may well diverge
+        return line | {"diverged": str(error)}
     trained = time.monotonic(), time.process_time()
     numbers = {
         split: evaluate(
@@ -86,18 +100,8 @@ def finish(run: Plan) -> Tree:
         for split in SPLITS[1:]  # test last: predictions.jsonl is of it
     }
     shutil.rmtree(RunFolder(run.folder).checkpoints, ignore_errors=True)
-    return {
-        "run": str(Path(run.task) / run.folder.name),
-        "task": run.task,
-        "objective": run.label,
-        "value": run.value,
-        "seed": run.seed,
-        "steps": run.tree["training"]["max_steps"],
-        "config": fingerprint(run),
-        "seconds": trained[0] - began[0],
-        "cpu_seconds": trained[1] - began[1],
-        **numbers,
-    }
+    spent = {"seconds": trained[0] - began[0], "cpu_seconds": trained[1] - began[1]}
+    return line | spent | numbers
 
 
 def _quiet(*_: Any) -> None:
@@ -108,8 +112,17 @@ def _quiet(*_: Any) -> None:
 
 
 def fingerprint(run: Plan) -> str:
-    """Of all that decides a run's numbers."""
-    return hashlib.sha256(to_json(run.tree).encode()).hexdigest()[:16]
+    """Of all that decides a run's numbers, the files of its data included."""
+    made = hashlib.sha256(to_json(run.tree).encode())
+    for file in run.tree["data"].get("files", {}).values():
+        made.update(_hash_of(file))
+    return made.hexdigest()[:16]
+
+
+@lru_cache(maxsize=16)
+def _hash_of(file: str) -> bytes:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
 
 
 class NotTuned(ValueError):
@@ -121,8 +134,12 @@ class Results:
 
     def __init__(self, output: Path) -> None:
         self.file = output / "results.jsonl"
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
-        self.lines: dict[str, Tree] = {line["run"]: line for line in map(json.loads, lines)}
+        text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
+        whole, _, cut = text.rpartition("\n")
+        if cut:  # a full disk, a power loss: its run is measured again
+            write_text(self.file, f"{whole}\n" if whole else "")
+        lines = map(json.loads, whole.splitlines())
+        self.lines: dict[str, Tree] = {line["run"]: line for line in lines}
 
     def add(self, line: Tree) -> None:
         """Keep a line, on the disk at once."""
@@ -149,7 +166,11 @@ def complete(runs: Sequence[Plan], results: Results, jobs: int, say: Say) -> Non
             raise ValueError(f"{line['run']}: was made with other settings; take another --output")
     for done, line in enumerate(_finished(todo, jobs), start=1):
         results.add(line)
-        say(f"{done}/{len(todo)} {line['run']}: {line['seconds']:.0f} s")
+        say(f"{done}/{len(todo)} {line['run']}: {_told(line)}")
+
+
+def _told(line: Tree) -> str:
+    return line.get("diverged") or f"{line['seconds']:.0f} s"
 
 
 def _finished(runs: Sequence[Plan], jobs: int) -> Iterator[Tree]:
@@ -175,7 +196,7 @@ def best(settings: Settings, task: Task, sweep: Sweep, results: Results) -> floa
         line = results.of(plan(settings, task, sweep, value, settings.seeds[0]))
         if line is None:
             raise NotTuned(f"{task.name}: {sweep.label} is not tuned yet")
-        scores[value] = line["validation"][task.chosen_by]
+        scores[value] = -math.inf if "diverged" in line else line["validation"][task.chosen_by]
     return max(scores, key=lambda value: scores[value])
 
 
@@ -221,7 +242,8 @@ def report(
         groups = [group for sweep in sweeps if (group := _tuned(settings, task, sweep, results))]
         if not groups:
             continue
-        runs = [os.path.relpath(settings.output / line["run"]) for g in groups for line in g]
+        whole = [line["run"] for group in groups for line in group if "diverged" not in line]
+        runs = [os.path.relpath(settings.output / run) for run in whole]
         parts += [
             f"## {task.name}, {groups[0][0]['steps']} steps\n",
             table(
@@ -244,22 +266,27 @@ def _tuned(settings: Settings, task: Task, sweep: Sweep, results: Results) -> li
 
 
 def _row(task: Task, lines: Sequence[Tree]) -> list[str]:
-    cells = []
-    for name in task.columns:
-        mean, sd = mean_sd([line["test"][name] for line in lines])
-        digits = 2 if mean >= 1 else 3
-        spread = f" ± {number(sd, digits)}" if len(lines) > 1 else ""
-        cells.append(number(mean, digits) + spread)
     value, label = lines[0]["value"], lines[0]["objective"]
     starred = any(sweep.after_ce for sweep in SWEEPS if sweep.label == label)
-    seconds = sum(line["cpu_seconds"] for line in lines) / len(lines)
+    whole = [line for line in lines if "diverged" not in line]
+    seeds = str(len(whole))
+    if len(whole) < len(lines):
+        seeds += f", {len(lines) - len(whole)} diverged"
     return [
         f"{label}*" if starred else label,
         "" if value is None else f"{value:g}",
-        str(len(lines)),
-        *cells,
-        f"{seconds:.0f}",
+        seeds,
+        *(_spread([line["test"][name] for line in whole]) for name in task.columns),
+        number(mean_sd([line["cpu_seconds"] for line in whole])[0], 0) if whole else "",
     ]
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean, sd = mean_sd(values)
+    digits = 2 if mean >= 1 else 3
+    return number(mean, digits) + (f" ± {number(sd, digits)}" if len(values) > 1 else "")
 
 
 # --- the command line --------------------------------------------------------------------------
@@ -316,13 +343,13 @@ def main(words: Sequence[str] | None = None) -> None:
     tasks = [TASKS[name] for name in given.tasks]
     name = "runs/small_tasks/quick" if given.quick else "runs/small_tasks"
     given.output = (given.output or Path(name)).absolute()
-    given.output.mkdir(parents=True, exist_ok=True)
     steps = {
         task.name: given.budget or (QUICK_STEPS if given.quick else task.steps) for task in tasks
     }
     size = QUICK if given.quick else Size()
     seeds = tuple(given.seeds[:1] if given.quick else given.seeds)
     try:
+        given.output.mkdir(parents=True, exist_ok=True)
         places = BUILT_IN if given.table else data_of(given)
         settings = Settings(given.output, seeds, size, steps, places)
         sweeps = chosen_sweeps(given.objectives, say)
