@@ -56,6 +56,7 @@ paper-check: $(STAMP)
 	$(BIN)/python scripts/paper/small_tasks.py --quick --jobs 2 --output runs/paper-check/small_tasks
 	$(BIN)/python scripts/paper/perturbation.py $(addprefix runs/paper-check/synthetic/seed-1/,students/ce students/tailr-0.1 oracle) --limit 50 --edits 2 --output runs/paper-check/perturbation/seed-1
 	$(BIN)/python scripts/paper/perturbation_seeds.py runs/paper-check/perturbation/seed-1 --edits 1 --base oracle
+	$(BIN)/python scripts/paper/check.py runs/paper-check
 
 reliability-check: $(STAMP)
 	$(BIN)/python scripts/reliability/run.py --quick

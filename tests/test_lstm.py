@@ -138,6 +138,26 @@ def test_what_is_saved_is_what_is_loaded(model, tmp_path):
     assert torch.equal(logits(again), logits(model))
 
 
+def test_new_words_are_read_by_both_sides_and_saved(model, tmp_path):
+    """The encoder has embeddings of its own."""
+    before = logits(model)
+    model.resize_token_embeddings(VOCAB + 3)
+    assert torch.equal(logits(model)[..., :VOCAB], before)
+    source = torch.full_like(SOURCE, VOCAB + 2)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(again, source=source), logits(model, source=source))
+
+
+def test_what_it_cannot_do_is_one_line(model):
+    with pytest.raises(ValueError, match="no shared embeddings"):
+        two_layers(tie_word_embeddings=True)
+    mask = MASK.clone()
+    mask[1] = 0
+    with pytest.raises(ValueError, match="a source of the batch has no tokens"):
+        logits(model, mask=mask)
+
+
 def test_every_weight_starts_uniform_but_the_padding_row():
     """fairseq's start; torch's own would be another for every layer."""
     model = two_layers(init_range=0.1)

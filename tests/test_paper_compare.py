@@ -147,6 +147,12 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, files):
     fewer = folder(tmp_path, files, "fewer", said, gamma=0.1, rows=range(100))
     with pytest.raises(ConfigError, match=r"not the test items of .*100 and 120"):
         compare.grouped([first, fewer])
+    (tmp_path / "fewer" / "predictions.jsonl").unlink()  # as a language model's
+    (tmp_path / "first" / "predictions.jsonl").unlink()
+    pair = [compare.read_run(tmp_path / name) for name in ("first", "fewer")]
+    with pytest.raises(ConfigError, match=r"not the test items of .*100 and 120"):
+        compare.grouped(pair)
+    first = folder(tmp_path, files, "whole", said)
     older = folder(tmp_path, files, "older", said, gamma=0.1, bleu=12.0)
     with pytest.raises(ConfigError, match="run tvd-gen eval again"):
         older.sums("bleu")

@@ -157,6 +157,19 @@ def test_a_missing_part_or_a_lost_line_is_one_line(script, pack, tmp_path):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_an_earlier_manifest_does_not_vouch_for_half_a_run(script, tmp_path):
+    files = script("files")
+    (tmp_path / "manifest.json").write_text("{}")
+
+    def cut_off():
+        yield {"source": "a", "target": "b"}
+        raise ValueError("the archive ends here")
+
+    with pytest.raises(ValueError, match="ends here"):
+        files.write_corpus(tmp_path, {"train": cut_off()}, {}, {})
+    assert not (tmp_path / "manifest.json").exists()
+
+
 def test_a_file_that_is_not_there_is_named(script, pack, tmp_path):
     texts = iwslt14()
     del texts["IWSLT14.TED.tst2011.de-en.en.xml"]

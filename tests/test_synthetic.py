@@ -10,6 +10,7 @@ import torch
 from tiny import WORDS, text
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+import check
 import recipe
 import stages
 import synthetic
@@ -168,6 +169,25 @@ def test_one_command_makes_every_file(finished):
     assert "| tailr-0.1 | 2 |" in table
     test = (experiment.data / "test.jsonl").read_text().splitlines()
     assert {word for line in test for word in json.loads(line)["target"].split()} <= {*WORDS}
+
+
+def test_laws_that_quick_runs_are_judged_by_can_fail(finished, tmp_path):
+    """What continuous integration learns of a broken distance."""
+    lines = (finished[0].root.parent / "results.jsonl").read_text().splitlines()
+    file = tmp_path / "results.jsonl"
+    file.write_text("\n".join(lines))
+    (missing,) = check.faults_of_students(tmp_path)
+    assert "no figures of asft, ce-continued" in missing
+    record = json.loads(lines[0])
+    for figure, value, told in (
+        ("tvd", 1.1, "contradict"),
+        ("tvd_student", 2 * record["figures"]["tvd_student"] + 0.1, "contradict"),
+        ("sequence_kl", -1.0, "better than the oracle"),
+        ("bleu_4", math.nan, "not finite"),
+    ):
+        changed = {**record, "figures": {**record["figures"], figure: value}}
+        file.write_text("\n".join([*lines, json.dumps(changed)]))
+        assert told in list(check.faults_of_students(tmp_path))[1]
 
 
 def test_the_same_command_does_nothing_twice(finished):

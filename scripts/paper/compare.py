@@ -163,10 +163,12 @@ def _label(settings: Mapping[str, Any], varied: Sequence[str]) -> str:
 def _check_items(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
-        if [item[:2] for item in run.items] != [item[:2] for item in first.items]:
+        counts = [each.metrics.get("rows", len(each.items)) for each in (run, first)]
+        texts = [[item[:2] for item in each.items] for each in (run, first)]
+        if texts[0] != texts[1] or counts[0] != counts[1]:
             raise ConfigError(
-                f"{run.path}: not the test items of {first.path} ({len(run.items)} and "
-                f"{len(first.items)}); evaluate both on the same split and rows"
+                f"{run.path}: not the test items of {first.path} ({counts[0]:g} and "
+                f"{counts[1]:g}); evaluate both on the same split and rows"
             )
 
 

@@ -71,6 +71,11 @@ class Fit:
     kl: float
     tvd: float
 
+    @property
+    def at_the_bound(self) -> bool:
+        """Whether the search ended at the smallest deviation that it looks at: less would do."""
+        return self.sd < 1.001 * SDS[0]
+
 
 def log_density(mu: Tensor, sd: Tensor, x: Tensor = GRID) -> Tensor:
     """log N(x; mu, sd^2): (M,), (M,), (X,) -> (M, X)."""
@@ -200,6 +205,9 @@ def main() -> None:
         for each in found
     ]
     print(table(["divergence", "gamma", "mu", "sd", "KL", "TVD"], rows))
+    for each in found:
+        if each.at_the_bound:
+            print(f"{_label(each)}: sd {each.sd:g} is the least that is looked at; it tends to 0")
     draw(folder / "toy", lambda axes: paint(axes[0], found), columns=2)
 
 

@@ -138,6 +138,7 @@ def write_corpus(
     """Write {split}.jsonl and manifest.json; say how many rows, and whether they are those
     published. Each file is there whole or not at all, the manifest last."""
     output.mkdir(parents=True, exist_ok=True)
+    (output / "manifest.json").unlink(missing_ok=True)  # of an earlier run: it would vouch for this
     manifest: dict[str, Any] = {"inputs": dict(inputs), "outputs": {}, "notes": list(notes)}
     for split, rows in splits.items():
         name = f"{split}.jsonl"

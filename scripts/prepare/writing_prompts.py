@@ -66,6 +66,8 @@ def main() -> None:
     given = options.parse_args()
     if given.place is None:
         options.error("give the archive")
+    if given.words < 0:
+        options.error("--words takes a number of words, or 0 for whole stories")
     prepare(
         given.place,
         given.output,

@@ -121,6 +121,8 @@ class Encoder(nn.Module):
             outputs, (hidden, cell) = self.lstm(x)
         else:
             lengths = attention_mask.sum(1).cpu()
+            if not lengths.all():
+                raise ValueError("lstm_seq2seq: a source of the batch has no tokens")
             packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
             read, (hidden, cell) = self.lstm(packed)
             outputs = pad_packed_sequence(read, batch_first=True, total_length=x.shape[1])[0]
@@ -220,6 +222,8 @@ class LSTMForSeq2SeqLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LSTMSeq2SeqConfig):
         super().__init__(config)
+        if config.tie_word_embeddings:
+            raise ValueError("lstm_seq2seq: has no shared embeddings (tie_word_embeddings: false)")
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
@@ -240,6 +244,15 @@ class LSTMForSeq2SeqLM(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the decoder's embedding."""
         self.decoder.embed_tokens = value  # type: ignore[assignment]
+
+    def _resize_token_embeddings(self, *sizes: Any, **more: Any) -> nn.Module:
+        self.encoder.embed_tokens = self._get_resized_embeddings(
+            self.encoder.embed_tokens, *sizes, **more
+        )
+        decoders: nn.Module = super()._resize_token_embeddings(  # type: ignore[no-untyped-call]
+            *sizes, **more
+        )
+        return decoders
 
     def get_output_embeddings(self) -> nn.Linear:
         """The head: logits = outputs @ weight.T + bias, and nothing after it."""
