@@ -160,7 +160,7 @@ def test_any_vocabulary(vocabulary):
 def test_slopes_are_the_derivatives_of_the_loss(name):
     """Two programs by one hand may be wrong in the same way; autograd is another's."""
     problem = _problem(torch.float64, CASES[name])
-    (logits, (targets, weights, *_), centre, rest, _), bias, options = problem
+    (logits, (targets, weights, *_), centre, rest, *_), bias, options = problem
     own = targets[:, None]
     x = (logits.scatter(1, own, rest[:, None]) + centre[:, None] + bias).requires_grad_()
     final = x * options.scale
