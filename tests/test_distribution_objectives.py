@@ -308,6 +308,31 @@ def test_the_numbers_beside_the_loss_are_those_of_cross_entropy():
     torch.testing.assert_close(ours.weight, expected, rtol=1e-5, atol=0)
 
 
+class LooksFirst(DistributionObjective):
+    """An objective of one's own, whose weight is asked for before its loss."""
+
+    def loss(self, predictions):
+        with torch.no_grad():
+            weight = 1.0 - predictions.of_targets(predictions.logp).exp()
+        return -weight * predictions.of_targets(predictions.logp)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_log_probabilities_that_were_looked_at_without_gradients_have_them(backend):
+    """They are made once and kept."""
+    hidden, weight, targets, _, _ = problem(torch.float64, {})
+    out = linear_objective_loss(hidden, weight, targets, LooksFirst(), backend=backend)
+    logp = F.linear(hidden, weight)[targets >= 0].log_softmax(-1)
+    own = logp.gather(-1, targets[targets >= 0].unsqueeze(-1)).squeeze(-1)
+    truth = -((1.0 - own.detach().exp()) * own).sum()
+    for ours, theirs in zip(
+        torch.autograd.grad(out.loss, (hidden, weight)),
+        torch.autograd.grad(truth, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("need", ["previous", "reference"])
 def test_what_belongs_to_the_rows_is_made_a_chunk_at_a_time(need):

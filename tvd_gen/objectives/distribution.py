@@ -34,7 +34,8 @@ class Predictions:
     @cached_property
     def logp(self) -> Tensor:
         """(n, V) log-probabilities."""
-        return self.logits.log_softmax(-1)
+        with torch.enable_grad():  # it is kept: whoever asks first may want no gradient of it
+            return self.logits.log_softmax(-1)
 
     def of_targets(self, values: Tensor) -> Tensor:
         """(n, V) -> (n,)"""
