@@ -283,8 +283,8 @@ class _Head:
             torch.mm(left, right.T, out=out)
         for left, right in operands[1:]:
             out.addmm_(left, right.T)
-        places = torch.arange(rows.start, rows.stop, device=self.device)
-        previous, reference = self.options.looked_up(places, self.wide)
+        like = out.new_empty(0, dtype=self.wide)
+        previous, reference = self.options.looked_up(rows, like)
         return Rows(out, given, centre, rest, previous, reference)
 
     def _add_gradients(self, rows: slice, slopes: Tensor, mass: Tensor | None) -> None:

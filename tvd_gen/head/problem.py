@@ -73,9 +73,12 @@ class Options:
     embeddings: Tensor | None = None
     """(V, E) the reference model's input embeddings; the chunked head takes unit vectors"""
 
-    def looked_up(self, places: Tensor, wide: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """Of some rows (n,): what stands before them (n, L), and the reference's logits (n, V)."""
+    def looked_up(self, rows: slice, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Of some rows: what stands before them (n, L), and the reference's logits (n, V)."""
+        if self.previous is self.reference is None:
+            return None, None
+        places = torch.arange(rows.start, rows.stop, device=like.device)
         return (
             None if self.previous is None else self.previous(places),
-            None if self.reference is None else self.reference(places).to(wide),
+            None if self.reference is None else self.reference(places).to(like.dtype),
         )

@@ -19,8 +19,7 @@ def capped(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
 def logits_loss(logits: Tensor, given: Given, options: Options) -> LossOutput:
     """(N, V) final logits of rows none of which is ignored -> the sums."""
     objective, targets, weights = options.objective, given.targets, given.token_weights
-    places = torch.arange(len(targets), device=logits.device)
-    previous, reference = options.looked_up(places, in_float32(logits[:0]).dtype)
+    previous, reference = options.looked_up(slice(0, len(targets)), in_float32(logits[:0]))
     loss = objective_loss(
         logits,
         targets,
