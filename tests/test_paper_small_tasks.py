@@ -125,10 +125,10 @@ def test_other_data_of_the_same_name_is_noticed(tmp_path, said):
     made = dataclasses.replace(made, data={"translation": {"files": files}})
     run = small_plans.plan(made, small_plans.TRANSLATION, TUNED[0], None, 1)
     before = small_tasks.fingerprint(run)
-    small_tasks._hash_of.cache_clear()
+    small_tasks.hash_of.cache_clear()
     assert small_tasks.fingerprint(run) == before
     Path(files["test"]).write_text(Path(files["test"]).read_text().replace("red", "blue"))
-    small_tasks._hash_of.cache_clear()
+    small_tasks.hash_of.cache_clear()
     assert small_tasks.fingerprint(run) != before
 
 

@@ -63,6 +63,7 @@ from small_plans import (
 )
 from tables import number, table
 from tvd_gen.config import load_config
+from tvd_gen.data.readers import source_file
 from tvd_gen.errors import NonFiniteError, TvdGenError
 from tvd_gen.objectives import OBJECTIVES
 from tvd_gen.run import evaluate, train
@@ -115,14 +116,14 @@ def fingerprint(run: Plan) -> str:
     """Of all that decides a run's numbers, the files of its data included."""
     made = hashlib.sha256(to_json(run.tree).encode())
     for file in run.tree["data"].get("files", {}).values():
-        made.update(_hash_of(file))
+        made.update(hash_of(file).encode())
     return made.hexdigest()[:16]
 
 
 @lru_cache(maxsize=16)
-def _hash_of(file: str) -> bytes:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").digest()
+def hash_of(file: str) -> str:
+    """Of a file that all runs of a campaign read."""
+    return source_file(file).sha256
 
 
 class NotTuned(ValueError):

@@ -2,7 +2,6 @@
 there, and is passed over where it is."""
 
 import dataclasses
-import hashlib
 import json
 import re
 import time
@@ -17,6 +16,7 @@ import torch
 from recipe import AFTER_CE, Settings, oracle_config, student_config
 from sentences import GO, Ids, Samples, SentenceModel, compare
 from tvd_gen.config import load_config
+from tvd_gen.data.readers import source_file
 from tvd_gen.errors import ConfigError, DataError
 from tvd_gen.metrics.counts import pooled_bleu, self_bleu
 from tvd_gen.metrics.distances import sequence_tvd
@@ -54,7 +54,7 @@ class Experiment:
 def fix(experiment: Experiment, captions: Path, validation: Path) -> None:
     """Note the settings in a new folder; ConfigError where it, or another seed's, has others."""
     files = {"captions_sha256": captions, "validation_sha256": validation}
-    hashes = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    hashes = {name: source_file(file).sha256 for name, file in files.items()}
     wanted = dataclasses.asdict(experiment.settings) | hashes
     for file in sorted(experiment.root.parent.glob("seed-*/settings.json")):
         found = json.loads(file.read_text("utf-8"))
