@@ -139,7 +139,9 @@ class Results:
         whole, _, cut = text.rpartition("\n")
         if cut:  # a full disk, a power loss: its run is measured again
             write_text(self.file, f"{whole}\n" if whole else "")
-        lines = map(json.loads, whole.splitlines())
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if not all("run" in line for line in lines):
+            raise ValueError(f"{self.file}: is not of small_tasks.py; take another --output")
         self.lines: dict[str, Tree] = {line["run"]: line for line in lines}
 
     def add(self, line: Tree) -> None:
