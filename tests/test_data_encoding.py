@@ -3,7 +3,7 @@
 from itertools import islice
 
 import pytest
-from datasets import Dataset
+from datasets import Column, Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from tvd_gen.data import (
     DataSpec,
+    LengthSortedBatchSampler,
+    MaxTokensBatchSampler,
     SplitReport,
     check_fits,
     encode,
@@ -339,6 +341,22 @@ def test_rows_that_the_model_has_no_room_for_are_named():
         check_fits(rows, vocab_size=50)
     with pytest.raises(ConfigError, match=r"b.tsv:3: \d+ tokens, and the model has 20 positions"):
         check_fits(rows, vocab_size=400, max_positions=20, place=lambda i, _: f"b.tsv:{i + 2}")
+
+
+def test_a_column_is_read_at_once(monkeypatch):
+    """One row after the other, 110,000 rows took six seconds in place of a hundredth."""
+    rows, _ = encoded(pairs(*(("x", text) for text in TEXTS)))
+
+    def refuse(column, key):
+        assert isinstance(key, slice)
+        return whole(column, key)
+
+    whole = Column.__getitem__
+    monkeypatch.setattr(Column, "__getitem__", refuse)
+    monkeypatch.setattr(Column, "__iter__", None)
+    check_fits(rows, vocab_size=400, max_positions=200)
+    assert len(LengthSortedBatchSampler(rows["length"], 1)) == len(TEXTS)
+    assert len(MaxTokensBatchSampler(rows["length"], 200).lengths) == len(TEXTS)
 
 
 def test_the_default_prompt_is_the_source():

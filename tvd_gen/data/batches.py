@@ -112,7 +112,8 @@ class MaxTokensBatchSampler(Sampler[list[int]]):
         processes: int = 1,
         place: Callable[[int], str] = lambda row: f"row {row + 1}",
     ):
-        self.lengths = numpy.asarray(lengths, dtype=numpy.int64)
+        # Of a slice: a Column of a dataset is slow to be asked for one row after the other.
+        self.lengths = numpy.asarray(lengths[:], dtype=numpy.int64)
         self.max_tokens, self.shuffle, self.seed = max_tokens, shuffle, seed
         self.epoch, self.processes = 0, processes
         self._check(place)
@@ -208,7 +209,8 @@ class LengthSortedBatchSampler(Sampler[list[int]]):
 
     def __init__(self, lengths: Sequence[int], batch_size: int):
         self.batch_size = batch_size
-        self.order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+        negative = -numpy.asarray(lengths[:], dtype=numpy.int64)  # a slice, as above
+        self.order: list[int] = negative.argsort(kind="stable").tolist()
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)

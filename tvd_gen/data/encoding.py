@@ -353,7 +353,7 @@ def check_fits(
                 f"the tokenizer makes the id {highest}, and the model's vocabulary ends at "
                 f"{size - 1}; is it this model's tokenizer?"
             )
-    lengths = dataset["length"]
+    lengths = dataset["length"][:]  # a list; a Column would be asked for each row
     longest = max(range(len(dataset)), key=lambda i: lengths[i])
     if max_positions is not None and lengths[longest] > max_positions:
         row = dataset[longest]["row"]

@@ -69,7 +69,7 @@ def evaluate(
     )
     if needs - {"tokens"}:
         # Not the rows that encoding left out: all numbers speak of the same rows.
-        rows = rows.select(sorted(set(encoded["row"])))
+        rows = rows.select(sorted(set(encoded["row"][:])))
         outputs, _ = generate_texts(config, model, tokenizer, list(rows["source"]), progress)
         columns = {"source": rows["source"], "target": rows["target"], "prediction": outputs}
         write_lines(folder.predictions, _rows(columns))
