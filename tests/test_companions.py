@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from families import collate, rows, tiny_model
 from test_trainer import assert_same_step, own_logits, trained, trainer_for
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 
 from tvd_gen import ObjectiveTrainer, TaiLr, objective_loss
 from tvd_gen.models.lstm import LSTMForSeq2SeqLM, LSTMSeq2SeqConfig
@@ -360,6 +360,24 @@ REFUSED = [
 def test_settings_without_effect_are_refused(options, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         trainer_for(tiny_model("gpt2"), tmp_path, trainer=options)
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "deepspeed"])
+@pytest.mark.parametrize(
+    "options", [{"weights_from": "ema"}, {"normalize_weights": True}, {"objective": ASFT()}]
+)
+def test_other_models_beside_one_that_is_split_are_refused(kind, options, monkeypatch, tmp_path):
+    """Neither library can be had on one CPU process: the stock trainer is made to say it is on."""
+    stock = Trainer.create_accelerator_and_postprocess
+
+    def split(trainer):
+        stock(trainer)
+        setattr(trainer, f"is_{kind}_enabled", True)
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", split)
+    with pytest.raises(ValueError, match="FSDP and DeepSpeed split a model"):
+        trainer_for(tiny_model("gpt2"), tmp_path, trainer=options)
+    trainer_for(tiny_model("gpt2"), tmp_path)
 
 
 def test_a_run_with_another_reference_is_another_run(tmp_path):
