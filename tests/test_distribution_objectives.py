@@ -18,6 +18,7 @@ from tvd_gen.objectives import (
     ConfidencePenalty,
     D2GPo,
     DistributionObjective,
+    Embeddings,
     Predictions,
     Unlikelihood,
 )
@@ -62,7 +63,7 @@ def predictions(dtype=torch.float64, size=3.0):
     previous[2, :2] = previous[2, 0].clamp(min=0)  # twice the same
     reference = torch.randn(N, V, generator=make, dtype=torch.float64).to(dtype) * 2
     embeddings = F.normalize(torch.randn(V, E, generator=make, dtype=torch.float64), dim=-1)
-    embeddings = embeddings.to(dtype)
+    embeddings = Embeddings(embeddings.to(dtype))
     return Predictions(logits.requires_grad_(), targets, previous, reference, embeddings)
 
 
@@ -78,7 +79,7 @@ def unlikelihood(x, objective):
 def d2gpo(x, objective):
     """By sorting the whole vocabulary, as the published preparation does."""
     losses = []
-    vectors = x.embeddings.numpy()
+    vectors = x.embeddings.weight.numpy()
     for i, y in enumerate(x.targets.tolist()):
         cosine = vectors @ vectors[y] / numpy.linalg.norm(vectors, axis=1)
         cosine[y] = numpy.inf
@@ -306,6 +307,45 @@ def test_the_numbers_beside_the_loss_are_those_of_cross_entropy():
     logits = F.linear(hidden, weight)[targets >= 0]
     expected = EAFT().weight(Predictions(logits, targets[targets >= 0])).sum()
     torch.testing.assert_close(ours.weight, expected, rtol=1e-5, atol=0)
+
+
+def test_the_nearest_words_are_found_once_for_all_that_are_coming(monkeypatch):
+    """A look at all embeddings for each few rows took a minute where this takes a second."""
+    weight = torch.randn(V, E, generator=torch.Generator().manual_seed(2))
+    found, find = [], Embeddings._find
+
+    def count(self, words, table):
+        found.append(words.tolist())
+        find(self, words, table)
+
+    monkeypatch.setattr(Embeddings, "_find", count)
+    frozen = Embeddings.of(weight, torch.tensor([5, 3, 5, 7]))
+    first = frozen.nearest(torch.tensor([5]), 4)
+    with torch.inference_mode():  # an evaluation
+        frozen.nearest(torch.tensor([9, 3]), 4)
+    assert torch.equal(frozen.nearest(torch.tensor([7, 5, 9]), 4)[1], first[0])
+    assert found == [[3, 5, 7], [9]]
+    assert Embeddings.of(frozen, torch.tensor([8])) is frozen
+    similar = F.cosine_similarity(weight[9], weight, dim=-1).argsort(descending=True)
+    assert torch.equal(frozen.nearest(torch.tensor([9]), V)[0], similar)
+
+
+def test_embeddings_of_another_vocabulary_are_refused():
+    x = predictions()
+    other = dataclasses.replace(x, embeddings=Embeddings(torch.zeros(V + 1, E)))
+    with pytest.raises(ValueError, match="32 embeddings for logits of 31 words"):
+        D2GPo().loss(other)
+
+
+@pytest.mark.parametrize("objective", [GEM(), EAFT()], ids=repr)
+def test_what_a_loss_and_its_weight_need_is_made_once(objective, monkeypatch):
+    name = "_pulls" if isinstance(objective, GEM) else "_weight"
+    made, make = [], getattr(type(objective), name)
+    monkeypatch.setattr(type(objective), name, lambda *args: made.append(0) or make(*args))
+    x = predictions()
+    objective.loss(x)
+    objective.weight(x)
+    assert made == [0]
 
 
 class LooksFirst(DistributionObjective):

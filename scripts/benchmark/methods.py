@@ -71,11 +71,13 @@ def ours(objective: str, backend: str = "auto", **options: Any) -> Head:
 def ours_dense(name: str) -> Head:
     """A distribution objective at its defaults through tvd_gen.linear_objective_loss.
 
-    The reference model's head is the trained one's, moved a little; 64 targets came before.
+    The reference model's head is the trained one's, moved a little; 64 targets came before. The
+    nearest words are found in the first step, as in a run.
     """
     from tvd_gen import OBJECTIVES, linear_objective_loss
+    from tvd_gen.objectives import Embeddings
 
-    objective = OBJECTIVES[name]()
+    objective, frozen = OBJECTIVES[name](), []
 
     def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         mean = 1.0 / (targets != -100).sum()
@@ -84,7 +86,8 @@ def ours_dense(name: str) -> Head:
             blocks = targets.view(-1, 64)
             given["previous"] = lambda rows: blocks[rows // 64]
         if "embeddings" in objective.needs:
-            given["embeddings"] = weight.detach()
+            frozen.append(frozen[0] if frozen else Embeddings(weight))
+            given["embeddings"] = frozen[0]
         if "reference" in objective.needs:
             anchor = hidden.detach() * 0.9
             given["reference"] = lambda rows: anchor[rows] @ weight.detach().T

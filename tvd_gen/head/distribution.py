@@ -19,9 +19,9 @@ class DistributionProgram:
     ) -> None:
         """For any number of rows; bias (V,)."""
         self.bias, self.options, self.dtype = bias, options, like.dtype
-        if like.device.type == "cpu" and "embeddings" not in options.objective.needs:
+        if like.device.type == "cpu":
             self.size = tile_rows(vocabulary, like)
-        else:  # each tile reads all embeddings
+        else:
             self.size = max(LARGE_TILE_BYTES // (vocabulary * like.itemsize), 4)
 
     def __call__(self, rows: Rows, slopes: Tensor | None) -> RowStats:

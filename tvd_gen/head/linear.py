@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tvd_gen.head.chunked import chunked_logp, chunked_loss
-from tvd_gen.head.logits import check_additions, check_needs, check_objective, in_float32
+from tvd_gen.head.logits import check_additions, check_needs, check_objective
 from tvd_gen.head.output import LossOutput
 from tvd_gen.head.problem import Given, Operands, Options
 from tvd_gen.head.reference import reference_logp, reference_loss
-from tvd_gen.objectives import CrossEntropy, DistributionObjective, TokenObjective
+from tvd_gen.objectives import CrossEntropy, DistributionObjective, Embeddings, TokenObjective
 
 Look = Callable[[Tensor], Tensor]
 """places (n,) among the N rows -> what belongs to them (n, ...)"""
@@ -62,7 +61,7 @@ def linear_objective_loss(
     factors: Tensor | None = None,
     previous: Look | None = None,
     reference: Look | None = None,
-    embeddings: Tensor | None = None,
+    embeddings: Tensor | Embeddings | None = None,
     row_budget: float = 0.0,
     backend: str = "auto",
 ) -> LossOutput:
@@ -110,8 +109,8 @@ def linear_objective_loss(
         kept = (targets != ignore_index).nonzero().squeeze(-1)
         operands, given = _compacted(operands, kept), given.at(kept)
         previous, reference = (_among(kept, each) for each in (previous, reference))
-    unit = None if embeddings is None else F.normalize(in_float32(embeddings), dim=-1)
-    options = Options(objective, scale, softcap, *additions, previous, reference, unit)
+    looks = previous, reference, Embeddings.of(embeddings, given.targets)
+    options = Options(objective, scale, softcap, *additions, *looks)
     return program(operands, given, options)
 
 

@@ -4,11 +4,11 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tvd_gen.objectives import (
     DistributionObjective,
+    Embeddings,
     Predictions,
     SequenceObjective,
     TaiLr,
@@ -62,7 +62,7 @@ def objective_loss(
     factors: Tensor | None = None,
     previous: Tensor | None = None,
     reference: Tensor | None = None,
-    embeddings: Tensor | None = None,
+    embeddings: Tensor | Embeddings | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The objective of each target, for any classification problem.
@@ -97,12 +97,12 @@ def objective_loss(
     check_needs(objective, previous=previous, reference=reference, embeddings=embeddings)
     check_additions(label_smoothing, z_loss)
     kept = targets != ignore_index
-    rows = in_float32(logits[kept])
+    rows, classes = in_float32(logits[kept]), targets[kept]
     before, anchor = (each if each is None else each[kept] for each in (previous, reference))
     # A banned token's -inf times a probability of 0 would be nan.
     finite = rows.clamp(min=-1e30) if isinstance(objective, DistributionObjective) else rows
-    unit = None if embeddings is None else F.normalize(in_float32(embeddings), dim=-1)
-    predictions = Predictions(finite, targets[kept], before, anchor, unit)
+    frozen = Embeddings.of(embeddings, classes)
+    predictions = Predictions(finite, classes, before, anchor, frozen)
     losses = prediction_losses(predictions, objective)
     if factors is not None:
         losses = losses * factors[kept]

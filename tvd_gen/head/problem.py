@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tvd_gen.objectives import DistributionObjective, TokenObjective
+from tvd_gen.objectives import DistributionObjective, Embeddings, TokenObjective
 
 
 class Operands(NamedTuple):
@@ -70,8 +70,8 @@ class Options:
     """rows (n,) -> (n, L) the targets before each in its sequence, negative where there is none"""
     reference: Callable[[Tensor], Tensor] | None = None
     """rows (n,) -> the reference model's logits there (n, V)"""
-    embeddings: Tensor | None = None
-    """(V, E) the reference model's input embeddings; the chunked head takes unit vectors"""
+    embeddings: Embeddings | None = None
+    """of the reference model's input"""
 
     def looked_up(self, rows: slice, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Of some rows: what stands before them (n, L), and the reference's logits (n, V)."""

@@ -15,6 +15,7 @@ from tvd_gen.objectives.distribution import (
     Predictions,
     Unlikelihood,
 )
+from tvd_gen.objectives.embeddings import Embeddings
 from tvd_gen.objectives.sequence import (
     GOLD,
     GOLDP,
@@ -58,6 +59,7 @@ __all__ = [
     "CrossEntropy",
     "D2GPo",
     "DistributionObjective",
+    "Embeddings",
     "Focal",
     "LossTruncation",
     "MixCE",

@@ -6,7 +6,8 @@ passes over a chunk's logits where a token objective needs two.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tvd_gen.objectives.base import Objective, check, check_whole
+from tvd_gen.objectives.embeddings import Embeddings
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class Predictions:
     """(n, L) the targets before each in its sequence, negative where there is none"""
     reference: Tensor | None = None
     """(n, V) logits of the frozen reference model"""
-    embeddings: Tensor | None = None
-    """(V, E) the frozen reference model's input embeddings, made unit vectors"""
+    embeddings: Embeddings | None = None
+    """(V, E) of the frozen reference model's input"""
+    _made: dict[Callable[..., Tensor], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def logp(self) -> Tensor:
@@ -40,6 +43,13 @@ class Predictions:
     def of_targets(self, values: Tensor) -> Tensor:
         """(n, V) -> (n,)"""
         return values.gather(-1, self.targets.unsqueeze(-1)).squeeze(-1)
+
+    def once(self, make: "Callable[[Predictions], Tensor]") -> Tensor:
+        """make(self), without gradients; what a loss and its weight both need is made once."""
+        if make not in self._made:
+            with torch.no_grad():
+                self._made[make] = make(self)
+        return self._made[make]
 
 
 @dataclass(frozen=True)
@@ -99,20 +109,23 @@ class Unlikelihood(DistributionObjective):
         check("alpha", self.alpha, 0.0, math.inf)
 
     def loss(self, predictions: Predictions) -> Tensor:
-        logp = predictions.logp
+        # The target stands first, and in for what is not there.
+        targets, previous = predictions.targets.unsqueeze(-1), predictions.previous
+        assert previous is not None
+        places = torch.cat([targets, torch.where(previous >= 0, previous, targets)], -1)
+        logp = predictions.logp.gather(-1, places)
         missed = (-torch.expm1(logp)).clamp(min=1e-5).log()
-        pushed = torch.where(_candidates(predictions), missed, 0.0).sum(-1)
-        return -predictions.of_targets(logp) - self.alpha * pushed
+        pushed = torch.where(_is_first(places, predictions.logits), missed, 0.0)[:, 1:].sum(-1)
+        return -logp[:, 0] - self.alpha * pushed
 
 
-def _candidates(predictions: Predictions) -> Tensor:
-    """(n, V) bool: what stands before each target, itself excepted."""
-    previous, targets = predictions.previous, predictions.targets.unsqueeze(-1)
-    assert previous is not None
-    # Where there is none, the target stands in: it is taken out in any case.
-    places = torch.where(previous >= 0, previous, targets)
-    found = torch.zeros_like(predictions.logits, dtype=torch.bool)
-    return found.scatter(-1, places, True).scatter(-1, targets, False)
+def _is_first(places: Tensor, logits: Tensor) -> Tensor:
+    """(n, L) places among (n, V) logits -> (n, L) bool: of equal places in a row the first."""
+    order = torch.arange(places.shape[-1], device=places.device, dtype=torch.int32)
+    order = order.expand_as(places)
+    first = torch.empty_like(logits, dtype=torch.int32)  # only what is written is read
+    first.scatter_reduce_(-1, places, order, "amin", include_self=False)
+    return first.gather(-1, places) == order
 
 
 @dataclass(frozen=True)
@@ -134,38 +147,36 @@ class D2GPo(DistributionObjective):
     temperature: float = 2.0
     """in (0, inf)"""
     std: float = 1.0
-    """in ranks, in (0, 1000]"""
+    """in ranks, in (0, 100]"""
     name: ClassVar[str] = "d2gpo"
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 
     def __post_init__(self) -> None:
         check("alpha", self.alpha, 0.0, 1.0)
         check("temperature", self.temperature, 0.0, math.inf, open_low=True)
-        check("std", self.std, 0.0, 1000.0, open_low=True)
+        check("std", self.std, 0.0, 100.0, open_low=True)
 
     def loss(self, predictions: Predictions) -> Tensor:
-        logp, log_prior = predictions.logp, self._log_prior(predictions)
-        far = (log_prior.exp() * (log_prior - logp)).sum(-1)
-        hit = -predictions.of_targets(logp)
-        return (1.0 - self.alpha) * hit + self.alpha * self.temperature**2 * far
+        logp, size = predictions.logp, predictions.logits.shape[-1]
+        embeddings = predictions.embeddings
+        assert embeddings is not None
+        if len(embeddings.weight) != size:
+            raise ValueError(f"{len(embeddings.weight)} embeddings for logits of {size} words")
+        # Ten standard deviations away the density is 0 in float32.
+        count = min(math.ceil(10.0 * self.std) + 1, size)
+        near = logp.gather(-1, embeddings.nearest(predictions.targets, count))
+        ranks = torch.arange(count).to(logp)
+        density = torch.exp(-0.5 * (ranks / self.std) ** 2) / (self.std * math.sqrt(math.tau))
+        scores = density / self.temperature
+        # All words but the `count` nearest have the score 0, and so one probability, `even`.
+        log_total = torch.log(torch.expm1(scores).sum() + size)
+        prior, even = torch.exp(scores - log_total), torch.exp(-log_total)
+        entropy = log_total - (prior * scores).sum()
+        far = -even * logp.sum(-1) - (near * even * torch.expm1(scores)).sum(-1) - entropy
+        return -(1.0 - self.alpha) * near[:, 0] + self.alpha * self.temperature**2 * far
 
     def weight(self, predictions: Predictions) -> Tensor:
         return torch.full_like(predictions.logits[:, 0], 1.0 - self.alpha)
-
-    def _log_prior(self, predictions: Predictions) -> Tensor:
-        """(n, V)"""
-        assert predictions.embeddings is not None
-        with torch.no_grad():
-            unit = predictions.embeddings.to(predictions.logits)
-            near = unit[predictions.targets] @ unit.T
-            near.scatter_(-1, predictions.targets.unsqueeze(-1), 2.0)  # rank 0, rounding or not
-            # Ten standard deviations away the density is 0 in float32.
-            count = min(math.ceil(10.0 * self.std) + 1, near.shape[-1])
-            ranked = near.topk(count, -1).indices
-            ranks = torch.arange(count).to(near)
-            density = torch.exp(-0.5 * (ranks / self.std) ** 2) / (self.std * math.sqrt(math.tau))
-            scores = torch.zeros_like(near).scatter_(-1, ranked, density.expand_as(ranked))
-            return (scores / self.temperature).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -191,15 +202,15 @@ class GEM(DistributionObjective):
         check("slope", self.slope, 0.0, math.inf)
 
     def loss(self, predictions: Predictions) -> Tensor:
-        logp, pulls = predictions.logp, self._pulls(predictions)
+        logp, pulls = predictions.logp, predictions.once(self._pulls)
         return (pulls * logp).sum(-1) - pulls.sum(-1) * predictions.of_targets(logp)
 
     def weight(self, predictions: Predictions) -> Tensor:
-        return self._pulls(predictions).sum(-1)
+        return predictions.once(self._pulls).sum(-1)
 
     def _pulls(self, predictions: Predictions) -> Tensor:
-        """(n, V) h q, detached."""
-        logits = predictions.logits.detach()
+        """(n, V) h q"""
+        logits = predictions.logits
         ahead = logits - predictions.of_targets(logits).unsqueeze(-1)
         return torch.sigmoid(self.slope * ahead) * (logits / self.beta).softmax(-1)
 
@@ -228,7 +239,10 @@ class EAFT(DistributionObjective):
         return -self.weight(predictions) * predictions.of_targets(predictions.logp)
 
     def weight(self, predictions: Predictions) -> Tensor:
-        logits = predictions.logits.detach()
+        return predictions.once(self._weight)
+
+    def _weight(self, predictions: Predictions) -> Tensor:
+        logits = predictions.logits
         best = logits.topk(min(int(self.k), logits.shape[-1]), -1).values
         return (_entropy(best.log_softmax(-1)) / math.log(self.k)) ** self.alpha
 

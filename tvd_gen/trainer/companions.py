@@ -4,11 +4,13 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from tvd_gen.objectives import Embeddings
 from tvd_gen.trainer.interception import Look
 from tvd_gen.trainer.output_head import OutputHead, describe
 
@@ -68,12 +70,12 @@ class Companion:
                 hook.remove()
         return Look(outputs.logits if head is None else seen[0], head)
 
-    def embeddings(self) -> Tensor:
-        """(V, E) of what its decoder reads."""
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """Of what its decoder reads; of a model that changes no more."""
         decoder = self.core.get_decoder() if self.core.config.is_encoder_decoder else None
         of: Any = decoder if hasattr(decoder, "get_input_embeddings") else self.core
-        weight: Tensor = of.get_input_embeddings().weight
-        return weight.detach()
+        return Embeddings(of.get_input_embeddings().weight)
 
 
 @contextmanager

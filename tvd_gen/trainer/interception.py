@@ -15,6 +15,7 @@ from tvd_gen.head import Given, LossOutput, Options, logits_loss, target_logp
 from tvd_gen.objectives import (
     CrossEntropy,
     DistributionObjective,
+    Embeddings,
     Objective,
     SequenceObjective,
     Sequences,
@@ -65,7 +66,7 @@ class LossRequest:
     old: "Look | None" = None
     """the model that the objective's weights come from, where it is not the trained one"""
     reference: "Look | None" = None
-    embeddings: Tensor | None = None
+    embeddings: Embeddings | None = None
     keep_logits: bool = False
     output: LossOutput | None = None
     means: Tensor | None = None

@@ -140,7 +140,7 @@ class RememberingMixin(ExactMixin):
             if "reference" in self.objective.needs and self._reference is not None:
                 request.reference = self._reference.look(inputs, backend)
         if "embeddings" in self.objective.needs and self._reference is not None:
-            request.embeddings = self._reference.embeddings()
+            request.embeddings = self._reference.embeddings
 
     def _note(self, request: LossRequest) -> None:
         """Keep what the end of the step needs of a micro-batch."""
