@@ -63,6 +63,11 @@ def test_objectives_are_tuned_alike_then_run_with_every_seed(tmp_path, said, mon
     assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")] == [
         "| objective", "| ---", "| ce", "| tailr", "| gold*",
     ]  # fmt: skip
+    tuned = text.splitlines()[5].split(" | ")
+    assert float(tuned[3].split(" ")[0]) == pytest.approx(
+        sum(results.lines[f"translation/tailr-{value:g}-seed{n}"]["validation"]["bleu"]
+            for n in (1, 2)) / 2, abs=6e-3,
+    )  # fmt: skip
     command = next(line for line in text.splitlines() if line.startswith("python "))
     monkeypatch.setattr(sys, "argv", command.split()[1:])
     compare.main()  # the seeds of each objective are one group, gold's each after its own ce

@@ -239,7 +239,8 @@ def run_all(
 def report(
     settings: Settings, tasks: Sequence[Task], sweeps: Sequence[Sweep], results: Results
 ) -> str:
-    """For each task a table of test metrics, mean and standard deviation over the seeds."""
+    """For each task a table of test metrics and, first, of what was tuned by; mean and standard
+    deviation over the seeds."""
     parts = []
     for task in tasks:
         groups = [group for sweep in sweeps if (group := _tuned(settings, task, sweep, results))]
@@ -250,7 +251,7 @@ def report(
         parts += [
             f"## {task.name}, {groups[0][0]['steps']} steps\n",
             table(
-                ["objective", "value", "seeds", *task.columns, "cpu s"],
+                ["objective", "value", "seeds", f"valid. {task.chosen_by}", *task.columns, "cpu s"],
                 [_row(task, group) for group in groups],
             ),
             f"\npython scripts/paper/compare.py {' '.join(runs)}\n",
@@ -279,6 +280,7 @@ def _row(task: Task, lines: Sequence[Tree]) -> list[str]:
         f"{label}*" if starred else label,
         "" if value is None else f"{value:g}",
         seeds,
+        _spread([line["validation"][task.chosen_by] for line in whole]),
         *(_spread([line["test"][name] for line in whole]) for name in task.columns),
         number(mean_sd([line["cpu_seconds"] for line in whole])[0], 0) if whole else "",
     ]

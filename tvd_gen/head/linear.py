@@ -79,8 +79,9 @@ def linear_objective_loss(
 
     A DistributionObjective gets what it `needs`, of places (n,) among the N rows: previous(places)
     (n, L), the targets before each in its sequence, negative where there is none;
-    reference(places), the reference model's logits (n, V); and embeddings (V, E). It costs a few
-    passes more over each chunk's logits, and no (N, V) or (N, L) tensor either.
+    reference(places), the reference model's logits (n, V); and embeddings (V, E), or Embeddings of
+    them, which keeps what it has found. It costs a few passes more over each chunk's logits, and no
+    (N, V) or (N, L) tensor either.
 
     Rows whose target is ignore_index are dropped before the first product; with ignore_index=None
     there are none, and a GPU is not waited for. Maths on logits in float32 (float64 for float64
