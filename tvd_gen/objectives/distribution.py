@@ -169,10 +169,11 @@ class D2GPo(DistributionObjective):
         density = torch.exp(-0.5 * (ranks / self.std) ** 2) / (self.std * math.sqrt(math.tau))
         scores = density / self.temperature
         # All words but the `count` nearest have the score 0, and so one probability, `even`.
-        log_total = torch.log(torch.expm1(scores).sum() + size)
+        others = torch.tensor([size - count]).to(logp).log()
+        log_total = torch.cat([scores, others]).logsumexp(0)
         prior, even = torch.exp(scores - log_total), torch.exp(-log_total)
         entropy = log_total - (prior * scores).sum()
-        far = -even * logp.sum(-1) - (near * even * torch.expm1(scores)).sum(-1) - entropy
+        far = -even * logp.sum(-1) - (near * (prior - even)).sum(-1) - entropy
         return -(1.0 - self.alpha) * near[:, 0] + self.alpha * self.temperature**2 * far
 
     def weight(self, predictions: Predictions) -> Tensor:
