@@ -72,12 +72,13 @@ def ours_dense(name: str) -> Head:
     """A distribution objective at its defaults through tvd_gen.linear_objective_loss.
 
     The reference model's head is the trained one's, moved a little; 64 targets came before. The
-    nearest words are found in the first step, as in a run.
+    nearest words are found in the first step and kept, as a run keeps them.
     """
     from tvd_gen import OBJECTIVES, linear_objective_loss
     from tvd_gen.objectives import Embeddings
 
-    objective, frozen = OBJECTIVES[name](), []
+    objective = OBJECTIVES[name]()
+    frozen: list[Embeddings] = []
 
     def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         mean = 1.0 / (targets != -100).sum()
@@ -86,7 +87,8 @@ def ours_dense(name: str) -> Head:
             blocks = targets.view(-1, 64)
             given["previous"] = lambda rows: blocks[rows // 64]
         if "embeddings" in objective.needs:
-            frozen.append(frozen[0] if frozen else Embeddings(weight))
+            if not frozen:
+                frozen.append(Embeddings(weight))
             given["embeddings"] = frozen[0]
         if "reference" in objective.needs:
             anchor = hidden.detach() * 0.9

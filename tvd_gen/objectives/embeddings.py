@@ -40,8 +40,8 @@ class Embeddings:
             return found[words].long()
 
     def _find(self, words: Tensor, found: Tensor) -> None:
-        wide = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        unit = F.normalize(wide, dim=-1)
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        unit = F.normalize(self.weight.to(wide), dim=-1)
         for part in torch.split(words, max(BLOCK // len(unit), 1)):
             near = unit[part] @ unit.T
             near.scatter_(-1, part.unsqueeze(-1), torch.inf)  # first, rounding or not
