@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from families import VOCAB, tiny_model
 from transformers import AutoModelForSeq2SeqLM
 
-from tvd_gen.models.lstm import LSTMForSeq2SeqLM, LSTMSeq2SeqConfig
+from tvd_gen.models.lstm import CACHE, LSTMForSeq2SeqLM, LSTMSeq2SeqConfig
 
 SOURCE = torch.tensor([[5, 9, 7, 2], [8, 2, 0, 0], [11, 6, 2, 0]])
 MASK = (SOURCE != 0).long()
@@ -32,18 +32,28 @@ def logits(model, target=TARGET, source=SOURCE, mask=MASK, **options):
     return model(input_ids=source, attention_mask=mask, decoder_input_ids=target, **options).logits
 
 
-def test_step_by_step_it_is_the_model_that_was_trained(model):
-    """Generation would else sample from another distribution than the one that is measured."""
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_step_by_step_it_is_the_model_that_was_trained(model, name):
+    """Generation would else sample from another distribution than the one that is measured. It
+    gives the state by the name `cache` from transformers 5.24 on."""
     state, steps = None, []
     for token in TARGET.unbind(1):
         out = model(
             input_ids=SOURCE, attention_mask=MASK, decoder_input_ids=token.unsqueeze(1),
-            past_key_values=state, use_cache=True,
+            use_cache=True, **{name: state},
         )  # fmt: skip
-        state = out.past_key_values
+        state = out[CACHE]
         steps.append(out.logits)
     torch.testing.assert_close(torch.cat(steps, 1), logits(model))
     assert state.get_seq_length() == TARGET.shape[1]
+
+
+@pytest.mark.parametrize("name", ["inputs_embeds", "past_states"])
+def test_what_it_would_pass_over_is_refused(model, name):
+    """A state under a name that it did not know was once passed over, and generation was wrong."""
+    with pytest.raises(TypeError, match=name):
+        logits(model, **{name: torch.zeros(3)})
+    logits(model, **{name: None})
 
 
 def written_out(model, target=TARGET):

@@ -19,6 +19,7 @@ from torch import Tensor
 from tvd_gen.data.batches import pad
 from tvd_gen.metrics.distances import TokenDistances, token_distances
 from tvd_gen.models import ModelSpec, load_model
+from tvd_gen.models.lstm import CACHE
 from tvd_gen.trainer import target_logits
 
 GO = "<go>"
@@ -92,10 +93,10 @@ class SentenceModel:
             output = self.model(
                 input_ids=self.source.expand(len(going), -1),
                 decoder_input_ids=word.unsqueeze(1),
-                past_key_values=state,
+                cache=state,
                 use_cache=True,
             )
-            logits, state = output.logits[:, -1], output.past_key_values
+            logits, state = output.logits[:, -1], output[CACHE]
             if step == 0:
                 logits[:, self.end] = FORBIDDEN
             logps = logits.log_softmax(1)

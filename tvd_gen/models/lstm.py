@@ -13,7 +13,7 @@ All that does not hang on the step before, the embeddings' part of the gates and
 of the attention, is computed for all steps at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +33,10 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import ModelOutput
 
 IGNORE = -100
+NAMES = "cache", "past_key_values"
+CACHE = next(each.name for each in fields(Seq2SeqLMOutput) if each.name in NAMES)
+"""transformers' name for what decoding goes on from: `cache` from 5.24 on"""
+WITHOUT_EFFECT = frozenset(("return_dict", "decoder_attention_mask", "num_items_in_batch"))
 
 
 @strict
@@ -40,7 +44,7 @@ class LSTMSeq2SeqConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # i
     """Sizes of an LSTM encoder-decoder; both sides have `num_hidden_layers` layers."""
 
     model_type = "lstm_seq2seq"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [CACHE]
 
     vocab_size: int = 32000
     embedding_size: int = 512
@@ -278,18 +282,23 @@ class LSTMForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         past_key_values: State | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        **_: Any,
+        cache: State | None = None,
+        **more: Any,
     ) -> Seq2SeqLMOutput:
         """Logits (B, T, V) of the tokens that follow `decoder_input_ids` (B, T).
 
-        Goes on from `past_key_values`, a State that it changes, where one is given; the source is
-        not looked at then. `labels` (B, T) give `loss`, the token mean of -log p.
+        Goes on from `cache` (or `past_key_values`, its older name), a State that it changes, where
+        one is given; the source is not looked at then. `labels` (B, T) give `loss`, the token mean
+        of -log p. TypeError for an argument that would have no effect.
         """
+        asked = {name for name, value in more.items() if value is not None and value is not False}
+        if lost := sorted(asked - WITHOUT_EFFECT):
+            raise TypeError(f"lstm_seq2seq: has no argument {', '.join(lost)}")
         if decoder_input_ids is None:
             if labels is None:
                 raise ValueError("lstm_seq2seq: give decoder_input_ids or labels")
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        state = past_key_values
+        state = past_key_values if cache is None else cache
         if state is None:
             if encoder_outputs is None:
                 encoder_outputs = self.encoder(input_ids, attention_mask)
@@ -301,7 +310,7 @@ class LSTMForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         kept: Any = state if use_cache else None  # annotated as transformers' own cache
         last = encoder_outputs.last_hidden_state if encoder_outputs is not None else None
         return Seq2SeqLMOutput(
-            loss=loss, logits=logits, past_key_values=kept, encoder_last_hidden_state=last
+            loss=loss, logits=logits, encoder_last_hidden_state=last, **{CACHE: kept}
         )
 
 
