@@ -156,6 +156,29 @@ def test_results_of_another_budget_are_refused(tmp_path, said):
         small_tasks.run_all(settings(tmp_path), [small_plans.TRANSLATION], TUNED, 1, said.append)
 
 
+def test_a_screening_runs_each_once_and_a_full_run_takes_it_over(tmp_path, monkeypatch):
+    ran = []
+
+    def finish(run):
+        ran.append((run.task, run.label, run.value, run.seed))
+        score = {"validation": dict.fromkeys(small_plans.TRANSLATION.columns, 1.0)}
+        score["test"] = score["validation"]
+        return {
+            "run": f"{run.task}/{run.folder.name}", "task": run.task, "objective": run.label,
+            "value": run.value, "seed": run.seed, "steps": run.tree["training"]["max_steps"],
+            "config": small_tasks.fingerprint(run), "seconds": 1, "cpu_seconds": 1, **score,
+        }  # fmt: skip
+
+    monkeypatch.setattr(small_tasks, "finish", finish)
+    words = ["--tasks", "translation", "--seeds", "3", "4", "--output", str(tmp_path), "--screen"]
+    small_tasks.main(words)
+    middles = [(sweep.label, *(sweep.middle or (None,))) for sweep in small_plans.SWEEPS]
+    assert sorted(ran, key=str) == sorted((("translation", *m, 3) for m in middles), key=str)
+    assert ("translation", "tailr", 0.1, 3) in ran
+    small_tasks.main([*words[:-1], "--objectives", "tailr"])
+    assert sorted(run[2:] for run in ran[len(middles) :]) == [(0.01, 3), (0.01, 4), (0.8, 3)]
+
+
 @pytest.mark.parametrize("task", small_plans.TASKS.values(), ids=small_plans.TASKS)
 @pytest.mark.parametrize("sweep", small_plans.SWEEPS, ids=lambda sweep: sweep.label)
 def test_every_run_of_the_table_is_a_config(tmp_path, task, sweep):

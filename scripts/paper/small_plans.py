@@ -30,6 +30,11 @@ class Sweep:
         return self.grid or (None,)
 
     @property
+    def middle(self) -> tuple[float, ...]:
+        """The grid's middle alone."""
+        return self.grid[len(self.grid) // 2 :][:1]
+
+    @property
     def looks_at_ce(self) -> bool:
         """Whether the objective compares the model with another one."""
         return OBJECTIVES[self.objective].looks_at_reference()

@@ -1,6 +1,7 @@
 """The paper's tasks at the size of two cores: objectives tuned alike, then trained with seeds.
 
     python scripts/paper/small_tasks.py --jobs 2 --tatoeba deu.txt    # hours; resumable
+    python scripts/paper/small_tasks.py --screen ...                  # each once: which to tune?
     python scripts/paper/small_tasks.py --quick                       # minutes: does it all run?
     python scripts/paper/small_tasks.py --table                       # of what is finished
 
@@ -9,6 +10,7 @@ Transformers from scratch. Those that summarize first learn to give the descript
 sentence: all begin with one such model, as the paper's begin with BART, for a few minutes of
 synopses alone teach no model to read. Each objective of SWEEPS has one number, tuned over its grid
 with the first seed by the validation set's BLEU or ROUGE-L; then it is trained with every seed.
+--screen stops after one run of each, at the middle of its grid, which a full run takes over.
 Each run is a run folder with predictions.jsonl of the test set and a line in results.jsonl; the
 same command goes on where it was stopped, and leaves out what is finished. Objectives that need a
 trained model (a * behind their name) start from cross-entropy's of their seed, and so are trained
@@ -335,6 +337,9 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     made.add_argument("--budget", type=int, help="steps of each run; default: the task's")
     made.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    made.add_argument(
+        "--screen", action="store_true", help="each once, at its grid's middle: which to tune?"
+    )
     made.add_argument("--quick", action="store_true", help="tiny models and data, a few steps")
     made.add_argument("--table", action="store_true", help="only print what is finished")
     made.add_argument("--output", type=Path, help="default: runs/small_tasks, or .../quick")
@@ -352,7 +357,7 @@ def main(words: Sequence[str] | None = None) -> None:
         task.name: given.budget or (QUICK_STEPS if given.quick else task.steps) for task in tasks
     }
     size = QUICK if given.quick else Size()
-    seeds = tuple(given.seeds[:1] if given.quick else given.seeds)
+    seeds = tuple(given.seeds[:1] if given.quick or given.screen else given.seeds)
     try:
         given.output.mkdir(parents=True, exist_ok=True)
         places = BUILT_IN if given.table else data_of(given)
@@ -360,6 +365,8 @@ def main(words: Sequence[str] | None = None) -> None:
         sweeps = chosen_sweeps(given.objectives, say)
         if given.quick:
             sweeps = [replace(each, grid=each.grid[:QUICK_GRID]) for each in sweeps]
+        if given.screen:
+            sweeps = [replace(each, grid=each.middle) for each in sweeps]
         if given.table:
             results = Results(given.output)
         else:
