@@ -331,10 +331,23 @@ def test_bf16_without_hardware_for_it_is_float32_and_says_so(tmp_path, files, mo
 
     settings = config(tmp_path, files, training={"bf16": True})
     for has in (True, False):
-        monkeypatch.setattr(training, "_has_bf16", lambda has=has: has)
+        monkeypatch.setattr(training, "has_bf16", lambda has=has: has)
         lines = []
         assert training.arguments(settings, tmp_path, lines.append).bf16 is has
         assert any("float32" in line for line in lines) is not has
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "intel", "fast"),
+    [(1, 1, 1, True), (0, 1, 1, False), (0, 1, 0, True), (0, 0, 0, False)],
+)
+def test_bf16_is_fast_by_amx_and_by_amds_avx512(monkeypatch, amx, avx512, intel, fast):
+    from tvd_gen.run import training
+
+    monkeypatch.setattr(training.torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
+    monkeypatch.setattr(training.torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx512))
+    monkeypatch.setattr(training, "_is_intel", lambda: bool(intel))
+    assert training.has_bf16() is fast
 
 
 # -- what is refused ----------------------------------------------------------------------------

@@ -286,6 +286,26 @@ def test_who_begins_with_cross_entropy_ends_with_its_last_model(finished):
     assert all(seed == found for seed, found in starts.items())
 
 
+def test_the_records_say_which_precision_was_used(tmp_path, finished, monkeypatch, capsys):
+    """Without fast bf16 training is in float32, and its students are not mixed with others."""
+    captions, validation = finished[1]
+    words = [
+        "--captions",
+        str(captions),
+        "--validation",
+        str(validation),
+        "--output",
+        str(tmp_path),
+    ]
+    used = []
+    monkeypatch.setattr(synthetic, "run", lambda *given: used.append(given[1].bf16) or ("", []))
+    for fast in (True, False):
+        monkeypatch.setattr(synthetic, "has_bf16", lambda fast=fast: fast)
+        synthetic.main(words)
+        assert ("float32" in capsys.readouterr().out) is not fast
+    assert used == [True, False]
+
+
 def test_the_command_line_knows_its_objectives():
     given = synthetic.parse(["--captions", "a", "--validation", "b", "--objectives", "ce"])
     assert given.seeds == [1, 2, 3, 4, 5]
