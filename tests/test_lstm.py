@@ -54,6 +54,9 @@ def test_what_it_would_pass_over_is_refused(model, name):
     with pytest.raises(TypeError, match=name):
         logits(model, **{name: torch.zeros(3)})
     logits(model, **{name: None})
+    state = model(SOURCE, MASK, TARGET, use_cache=True)[CACHE]
+    with pytest.raises(TypeError, match="not both"):
+        logits(model, cache=state, past_key_values=state)
 
 
 def written_out(model, target=TARGET):

@@ -33,10 +33,10 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import ModelOutput
 
 IGNORE = -100
-NAMES = "cache", "past_key_values"
-CACHE = next(each.name for each in fields(Seq2SeqLMOutput) if each.name in NAMES)
+CACHE = "cache" if "cache" in {each.name for each in fields(Seq2SeqLMOutput)} else "past_key_values"
 """transformers' name for what decoding goes on from: `cache` from 5.24 on"""
 WITHOUT_EFFECT = frozenset(("return_dict", "decoder_attention_mask", "num_items_in_batch"))
+"""Arguments that may be left out: targets are padded on the right, where nothing looks back from"""
 
 
 @strict
@@ -294,6 +294,8 @@ class LSTMForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         asked = {name for name, value in more.items() if value is not None and value is not False}
         if lost := sorted(asked - WITHOUT_EFFECT):
             raise TypeError(f"lstm_seq2seq: has no argument {', '.join(lost)}")
+        if cache is not None and past_key_values is not None:
+            raise TypeError("lstm_seq2seq: give cache or past_key_values, not both")
         if decoder_input_ids is None:
             if labels is None:
                 raise ValueError("lstm_seq2seq: give decoder_input_ids or labels")

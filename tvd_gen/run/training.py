@@ -214,8 +214,8 @@ def arguments(config: RunConfig, folder: Path, say: Say) -> Seq2SeqTrainingArgum
 def has_bf16() -> bool:
     """Whether products in bf16 are faster than in float32 on this processor.
 
-    By AMX they are, and by AMD's AVX-512. By Intel's AVX-512 alone a training step was measured to
-    take 1.6 times as long as in float32.
+    AMX and AMD's AVX-512 are taken to be. By Intel's AVX-512 alone a training step was measured to
+    take 1.6 times as long as in float32 (a Llama of 6 layers x 576, 8 x 128 tokens, torch 2.13.0).
     """
     if torch.cpu._is_amx_tile_supported():
         return True
