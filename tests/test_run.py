@@ -158,7 +158,16 @@ def test_evaluation_numbers_do_not_depend_on_the_batch_size(tmp_path, files):
     assert one == pytest.approx(nine, rel=1e-5)
 
 
-@pytest.mark.parametrize("sections", [{}, LM, LM | {"task": "summarization"}], ids=str)
+LSTM = {
+    "model": {
+        "architecture": {"model_type": "lstm_seq2seq", "hidden_size": 8},
+        "tokenizer": {"type": "word"},
+    }
+}
+"""Of our own; the others take any argument, row numbers too."""
+
+
+@pytest.mark.parametrize("sections", [{}, LSTM, LM, LM | {"task": "summarization"}], ids=str)
 def test_row_scores_are_torchs_cross_entropy_of_each_row_alone(tmp_path, files, sections):
     """A count that is off by one gives a row its neighbour's tokens, and the totals stay right."""
     columns = {"columns": {"text": "source"}} if sections == LM else {}

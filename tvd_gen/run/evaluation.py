@@ -224,6 +224,7 @@ def _scored(
     collate = Collator(tokenizer.pad_token_id)
     for done, rows in enumerate(batches, start=1):
         batch = collate([encoded[row] for row in rows])
+        batch.pop("row", None)  # no model reads it
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         targets = take_targets(dict(batch), shift=not model.config.is_encoder_decoder)
         assert targets is not None
