@@ -29,16 +29,14 @@ class HeadCase:
         A target's logit is about 10, the others' spread about 2, so that the nll is near 3. With
         `dtype`, the very same numbers in that dtype.
         """
-        make = torch.Generator().manual_seed(0)
-        weight = torch.randn(self.vocabulary, self.width, generator=make) / self.width**0.5
-        targets = torch.randint(self.vocabulary, (self.rows,), generator=make)
-        hidden = 10 * weight[targets] + 2 * torch.randn(self.rows, self.width, generator=make)
-        targets[torch.rand(self.rows, generator=make) < self.ignored] = -100
+        made = {"generator": torch.Generator(self.device).manual_seed(0), "device": self.device}
+        weight = torch.randn(self.vocabulary, self.width, **made) / self.width**0.5
+        targets = torch.randint(self.vocabulary, (self.rows,), **made)
+        hidden = 10 * weight[targets] + 2 * torch.randn(self.rows, self.width, **made)
+        targets[torch.rand(self.rows, **made) < self.ignored] = -100
         own = DTYPES[self.dtype]
-        hidden, weight = (
-            x.to(own).to(dtype or own).to(self.device).requires_grad_() for x in (hidden, weight)
-        )
-        return hidden, weight, targets.to(self.device)
+        hidden, weight = (x.to(own).to(dtype or own).requires_grad_() for x in (hidden, weight))
+        return hidden, weight, targets
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class StepCase:
     length: int = 256
     precision: str = "fp32"
     """fp32, or autocast for bfloat16"""
+    device: str = "cpu"
 
     def __str__(self) -> str:
         size = f"{self.layers} layers x {self.width}, vocabulary {self.vocabulary}"

@@ -75,6 +75,11 @@ GPU_CASES: dict[str, tuple[HeadCase | StepCase, list[str]]] = {
         "gpu-gemma": HeadCase(8192, 2304, 262144, device="cuda"),
     }.items()
 }
+GPU_CASES["gpu-levels"] = HeadCase(8192, 768, 50257, device="cuda"), ["hf", *OURS, *LEVELS]
+GPU_CASES["gpu-step"] = (
+    StepCase(12, 768, rows=16, length=1024, precision="autocast", device="cuda"),
+    ["stock", *OURS, "body"],
+)
 CHECK: dict[str, tuple[HeadCase | StepCase, list[str]]] = {
     "check-bf16": (HeadCase(1024, 512, 32000), ["hf", *OURS]),
     "check-fp32": (HeadCase(1024, 512, 32000, dtype="fp32"), ["hf", *OURS]),

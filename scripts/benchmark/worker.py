@@ -69,11 +69,14 @@ class CudaMeter:
         self.peak = (torch.cuda.max_memory_allocated() - self.before) / MIB
 
 
+METERS: dict[str, type[CpuMeter] | type[CudaMeter]] = {"cpu": CpuMeter, "cuda": CudaMeter}
+
+
 def head_step(method: str, case: HeadCase, truth: str) -> Callable[[], dict[str, Any]]:
     """A step of the head alone: loss and both gradients; and how far they are from the truth."""
     head = METHODS[method]()
     hidden, weight, targets = case.tensors()
-    kind = CudaMeter if case.device == "cuda" else CpuMeter
+    kind = METERS[case.device]
 
     def step() -> dict[str, Any]:
         hidden.grad = weight.grad = None
@@ -122,7 +125,10 @@ def training_step(method: str, case: StepCase) -> Callable[[], dict[str, Any]]:
         case = replace(case, vocabulary=512)
     config = GPT2Config(vocab_size=case.vocabulary, n_positions=case.length, **sizes, **dropout)
     arguments = TrainingArguments(
-        tempfile.mkdtemp(), report_to="none", use_cpu=True, bf16=case.precision == "autocast"
+        tempfile.mkdtemp(),
+        report_to="none",
+        use_cpu=case.device == "cpu",
+        bf16=case.precision == "autocast",
     )
     model = GPT2LMHeadModel(config)
     if method in ("stock", "body"):
@@ -132,19 +138,21 @@ def training_step(method: str, case: StepCase) -> Callable[[], dict[str, Any]]:
         trainer = ObjectiveTrainer(model, arguments, objective=objective)
     trainer.create_optimizer()
     prepared = trainer.accelerator.prepare_model(model)  # in train(), this is what puts autocast on
-    ids = torch.randint(case.vocabulary, (case.rows, case.length))
+    ids = torch.randint(case.vocabulary, (case.rows, case.length), device=case.device)
     batch = {"input_ids": ids, "labels": ids}
     count = torch.tensor(case.rows * (case.length - 1))
 
+    kind = METERS[case.device]
+
     def step() -> dict[str, Any]:
-        with CpuMeter() as meter:
+        with kind() as meter:
             loss = trainer.training_step(prepared, dict(batch), count)
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()
         return {"seconds": meter.seconds, "peak": meter.peak, "loss": loss.item()}
 
     step()
-    peak = peak_of(step, CpuMeter)
+    peak = peak_of(step, kind)
     return lambda: {**step(), "peak": peak}
 
 
