@@ -182,13 +182,19 @@ def _wide(given: Given, dtype: torch.dtype) -> Given:
     )
 
 
-def _chunks(rows: int, vocabulary: int, device: str) -> Iterator[slice]:
-    """Chunks of even size within the budget of logits and the bounds of rows."""
+def _chunks(rows: int, vocabulary: int, device: str, width: int = 0) -> Iterator[slice]:
+    """Chunks of even size within the budget of logits and the bounds of rows.
+
+    `width` is that of a weight (V, D) whose gradient is summed in float32 and rounded at the end:
+    3 V D numbers of half precision there, and S V + 2 V D with a chunk of S rows before. So D rows
+    take no more memory, nor does one chunk of all rows, whose V D need no float32, while they are
+    at most D more.
+    """
     kind = "cpu" if device not in CHUNK_LOGITS else device
     low, high = CHUNK_ROWS[kind]
     size = min(max(CHUNK_LOGITS[kind] // vocabulary, low), high)
-    size = 2 ** (size.bit_length() - 1)
-    count = -(-rows // size)
+    size = max(2 ** (size.bit_length() - 1), width)
+    count = 1 if rows <= size + width else -(-rows // size)
     size = -(-rows // max(count, 1))
     for start in range(0, rows, max(size, 1)):
         yield slice(start, min(start + size, rows))
@@ -230,8 +236,11 @@ class _Head:
         bias = operands.bias
         self.bias = None if bias is None else bias.to(self.wide).clamp(min=-1e30)
         self.vocabulary = len(operands.weight)
-        self.chunks = [*_chunks(len(given.targets), self.vocabulary, self.device.type)]
         want_hidden, want_weight, want_bias, *want_low = wanted
+        half = dtype == self.narrow != self.wide
+        summed = half and operands.weight.dtype == dtype and self.device.type == "cuda"
+        width = operands.weight.shape[1] if want_weight and summed else 0
+        self.chunks = [*_chunks(len(given.targets), self.vocabulary, self.device.type, width)]
         wanted_pairs = [(want_hidden, want_weight), tuple(want_low)]
         self.pairs = [
             _Pair(hidden, weight, want, self)
@@ -245,12 +254,11 @@ class _Head:
     def run(self, make_program: MakeProgram) -> tuple[RowStats, tuple[Tensor | None, ...]]:
         """Each row's numbers and the gradients."""
         longest = max((rows.stop - rows.start for rows in self.chunks), default=0)
-        shape = longest, self.vocabulary
-        logits = torch.empty(shape, dtype=self.dtype, device=self.device)
+        logits = self._scratch(longest, self.dtype)
         slopes = None
         if self.any_wanted:
             same = self.narrow == self.dtype
-            slopes = logits if same else logits.new_empty(shape, dtype=self.narrow)
+            slopes = logits if same else self._scratch(longest, self.narrow)
         like = logits.new_empty(0, dtype=self.wide)
         program = make_program(longest, self.vocabulary, self.bias, self.options, like)
         none = RowStats(like, like, like, like.long(), loss=like, weight=like)
@@ -263,6 +271,11 @@ class _Head:
                 self._add_gradients(rows, part, stats[-1].mass)
         grads = [(pair.grad_hidden, pair.grad_weight) for pair in self.pairs] + [(None, None)]
         return RowStats.cat(stats or [none]), (*grads[0], self.grad_bias, *grads[1])
+
+    def _scratch(self, rows: int, dtype: torch.dtype) -> Tensor:
+        """(rows, V), not contiguous: products of rows that begin at odd places are slow."""
+        padded = -(-self.vocabulary // _ALIGNED) * _ALIGNED
+        return torch.empty(rows, padded, dtype=dtype, device=self.device)[:, : self.vocabulary]
 
     def _logits(self, rows: slice, out: Tensor) -> Rows:
         """The chunk's logits; in half precision less the target's, so that rounding is small where
@@ -349,14 +362,15 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> 
 
 
 _BLOCK = 1024  # rows of a weight: a temporary that stays in cache
+_ALIGNED = 64  # numbers: 128 bytes in half precision
 
 
 def _scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """grad * factor, over grad itself, then in `dtype`."""
+    """grad * factor in `dtype`, over grad itself where that is its dtype."""
     # In float32: as a tensor of no dimensions 1 / tokens would be rounded to bf16, 0.4 percent off.
     if factor.device.type == "cpu":
         if factor != 1.0:
             grad.mul_(factor.item())
-    else:
-        torch.mul(grad, factor.reshape((1,) * grad.dim()), out=grad)
-    return grad.to(dtype)
+        return grad.to(dtype)
+    out = grad if grad.dtype == dtype else torch.empty_like(grad, dtype=dtype)
+    return torch.mul(grad, factor.reshape((1,) * grad.dim()), out=out)

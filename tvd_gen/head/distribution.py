@@ -8,8 +8,6 @@ from tvd_gen.head.reference import capped
 from tvd_gen.head.rows import Rows, RowStats, in_tiles, row_max, tile_rows
 from tvd_gen.objectives import DistributionObjective, Predictions
 
-LARGE_TILE_BYTES = 2**24  # of one of the several tensors of logits that autograd keeps
-
 
 class DistributionProgram:
     """As `TileProgram`, for a DistributionObjective; maths in float32, float64 for float64."""
@@ -19,10 +17,7 @@ class DistributionProgram:
     ) -> None:
         """For any number of rows; bias (V,)."""
         self.bias, self.options, self.dtype = bias, options, like.dtype
-        if like.device.type == "cpu":
-            self.size = tile_rows(vocabulary, like)
-        else:
-            self.size = max(LARGE_TILE_BYTES // (vocabulary * like.itemsize), 4)
+        self.size = tile_rows(vocabulary, like)
 
     def __call__(self, rows: Rows, slopes: Tensor | None) -> RowStats:
         """The rows' numbers and, where it is given, `slopes` (n, V); it may be the logits."""

@@ -14,9 +14,9 @@ from tvd_gen.head.logits import in_float32
 from tvd_gen.head.problem import Given, Options
 from tvd_gen.objectives import TokenObjective
 
-# Of a scratch tile, for each thread: two of them stay in a core's cache while one pass after
-# another reads them.
-TILE_BYTES = 2**20
+# Of a scratch tile. On a CPU for each thread: two of them stay in a core's cache while one pass
+# after another reads them. On a GPU a tile is so long that the start of its passes does not count.
+TILE_BYTES = {"cpu": 2**20, "cuda": 2**27}
 
 
 class Rows(NamedTuple):
@@ -118,8 +118,10 @@ def is_plain(options: Options) -> bool:
 
 
 def tile_rows(vocabulary: int, like: Tensor) -> int:
-    """How many rows of numbers such as `like` a CPU works on at a time."""
-    return max(TILE_BYTES * torch.get_num_threads() // (vocabulary * like.itemsize), 4)
+    """How many rows of numbers such as `like` are worked on at a time."""
+    cpu = like.device.type == "cpu"
+    size = TILE_BYTES["cpu"] * torch.get_num_threads() if cpu else TILE_BYTES["cuda"]
+    return max(size // (vocabulary * like.itemsize), 4)
 
 
 def in_tiles(
@@ -134,10 +136,9 @@ def in_tiles(
 
 
 class TileProgram:
-    """The rows of a chunk, a few at a time, in scratch that stays in cache.
+    """The rows of a chunk, a few at a time, in scratch that stays in a CPU's cache.
 
-    Maths in float32 whatever the logits are rounded to. On devices other than a CPU a tile is the
-    whole chunk.
+    Maths in float32 whatever the logits are rounded to.
     """
 
     def __init__(
@@ -145,8 +146,7 @@ class TileProgram:
     ) -> None:
         """For chunks of up to so many rows; bias (V,); scratch like `like`."""
         self.bias, self.options = bias, options
-        size = tile_rows(vocabulary, like)
-        self.size = max(min(size, rows), 1) if like.device.type == "cpu" else max(rows, 1)
+        self.size = max(min(tile_rows(vocabulary, like), rows), 1)
         self.p = like.new_empty(self.size, vocabulary)
         self.x: Tensor | None = None  # for logits in half precision
 
