@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tvd_gen import (
     CrossEntropy,
@@ -18,6 +19,7 @@ from tvd_gen import (
     objective_loss,
 )
 from tvd_gen.head import BACKENDS, chunked, rows
+from tvd_gen.head.problem import Given, Operands, Options
 from tvd_gen.objectives import DFT, GCE, Focal, MixCE, Poly1, TaylorCE, Threshold
 
 OBJECTIVES = [
@@ -321,17 +323,54 @@ def test_no_tensor_of_rows_by_vocabulary_is_made(options):
     assert _is_one_chunk(largest.size, targets)
 
 
-@pytest.mark.parametrize("width", [64, 768, 4096])
-@pytest.mark.parametrize("rows", [1, 1500, 4096, 8192, 12_289, 100_000])
-def test_large_chunks_take_no_more_memory_than_small_ones(rows, width):
-    """On a GPU, with a gradient of the weight that many chunks sum in float32."""
+LARGE = {"rows": 4096, "width": 4096, "weights": torch.bfloat16, "dtype": torch.bfloat16}
+LARGE |= {"wanted": True, "reference": None}
 
-    def peak(width_of_sums):
-        sizes = [r.stop - r.start for r in chunked._chunks(rows, 128_256, "cuda", width_of_sums)]
-        assert sum(sizes) == rows
-        return max(sizes) + width if len(sizes) == 1 else max(max(sizes) + 2 * width, 3 * width)
 
-    assert peak(width) <= peak(0)
+@pytest.mark.parametrize(
+    ("change", "chunks"),
+    [
+        ({}, 1),
+        ({"rows": 16_384}, 4),
+        ({"width": 768}, 2),
+        ({"wanted": False}, 2),
+        ({"weights": torch.float32}, 2),
+        ({"weights": torch.float16, "dtype": torch.float16}, 2),
+        ({"reference": lambda places: places}, 2),
+    ],
+    ids=str,
+)
+def test_a_gpus_chunk_has_as_many_rows_as_cost_nothing(change, chunks):
+    """With a gradient of the weight that is summed in float32 and rounded: as many as the weight is
+    wide. Wherever there is no such peak to hide behind, longer chunks would take more memory."""
+    case = LARGE | change
+    with FakeTensorMode():
+        make = {"device": "cuda", "dtype": case["weights"]}
+        hidden, weight = (torch.empty(n, case["width"], **make) for n in (case["rows"], 128_256))
+        targets = torch.empty(case["rows"], dtype=torch.long, device="cuda")
+        options = Options(CrossEntropy(), reference=case["reference"])
+        wanted = [True, case["wanted"], False, False, False]
+        operands, given = Operands(hidden, weight), Given(targets)
+        head = chunked._Head(operands, given, options, wanted, case["dtype"])
+    assert len(head.chunks) == chunks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_logits_begin_at_even_places(dtype, monkeypatch):
+    """A GPU's fast products want it; words number 50,257 or 50,265."""
+    made, scratch = [], chunked._Head._scratch
+
+    def noted(*args):
+        made.append(scratch(*args))
+        return made[-1]
+
+    monkeypatch.setattr(chunked._Head, "_scratch", noted)
+    hidden, weight, targets, _ = _inputs(dtype, {})
+    linear_objective_loss(hidden, weight, targets, TaiLr(0.1)).loss.backward()
+    assert made
+    for each in made:
+        assert each.shape[1] == V
+        assert each.stride(0) * each.itemsize % 128 == 0
 
 
 def test_one_token_weight_for_all_is_the_token_mean():

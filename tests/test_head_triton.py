@@ -266,9 +266,14 @@ def test_tuning_leaves_the_logits_for_the_run_that_counts(monkeypatch):
         monkeypatch.setattr(kernel, "configs", configs)
         monkeypatch.setattr(kernel, "cache", {})
         monkeypatch.setitem(vars(kernel), "do_bench", measure)
+    clone, copied = Tensor.clone, []
+    monkeypatch.setattr(
+        Tensor, "clone", lambda self, *_, **__: copied.append(self.shape) or clone(self)
+    )
     moved = problem.to(DEVICE)
     in_place = _answer(kernels.TritonProgram, moved, moved.rows.logits)
     assert len(measured) == 4
+    assert set(copied) == {(kernels.MEASURED_ROWS, V)}  # not all rows of a chunk
     torch.testing.assert_close(in_place, expected)
 
 

@@ -23,8 +23,8 @@ from tvd_gen.head.rows import (
 )
 from tvd_gen.objectives import DistributionObjective
 
-# So many logits, 128 MB in bfloat16, in so many rows: with fewer rows products slow down, with more
-# a CPU's do as well.
+# So many logits, 128 MB in bfloat16 (a GPU's: 512), in so many rows: with fewer rows products slow
+# down, with more a CPU's do as well.
 CHUNK_LOGITS = {"cpu": 2**26, "cuda": 2**28}
 CHUNK_ROWS = {"cpu": (256, 512), "cuda": (1024, 2048)}
 # Of centred logits, a bfloat16 gradient rounded at so many additions is still closer to the truth
@@ -182,19 +182,14 @@ def _wide(given: Given, dtype: torch.dtype) -> Given:
     )
 
 
-def _chunks(rows: int, vocabulary: int, device: str, width: int = 0) -> Iterator[slice]:
-    """Chunks of even size within the budget of logits and the bounds of rows.
-
-    `width` is that of a weight (V, D) whose gradient is summed in float32 and rounded at the end:
-    3 V D numbers of half precision there, and S V + 2 V D with a chunk of S rows before. So D rows
-    take no more memory, nor does one chunk of all rows, whose V D need no float32, while they are
-    at most D more.
-    """
+def _chunks(rows: int, vocabulary: int, device: str, free: int = 0) -> Iterator[slice]:
+    """Chunks of even size: of so many rows as cost nothing, or within the budget of logits and the
+    bounds of rows where those are more."""
     kind = "cpu" if device not in CHUNK_LOGITS else device
     low, high = CHUNK_ROWS[kind]
     size = min(max(CHUNK_LOGITS[kind] // vocabulary, low), high)
-    size = max(2 ** (size.bit_length() - 1), width)
-    count = 1 if rows <= size + width else -(-rows // size)
+    size = max(2 ** (size.bit_length() - 1), free)
+    count = -(-rows // size)
     size = -(-rows // max(count, 1))
     for start in range(0, rows, max(size, 1)):
         yield slice(start, min(start + size, rows))
@@ -237,10 +232,8 @@ class _Head:
         self.bias = None if bias is None else bias.to(self.wide).clamp(min=-1e30)
         self.vocabulary = len(operands.weight)
         want_hidden, want_weight, want_bias, *want_low = wanted
-        half = dtype == self.narrow != self.wide
-        summed = half and operands.weight.dtype == dtype and self.device.type == "cuda"
-        width = operands.weight.shape[1] if want_weight and summed else 0
-        self.chunks = [*_chunks(len(given.targets), self.vocabulary, self.device.type, width)]
+        free = self._free_rows(operands.weight) if want_weight else 0
+        self.chunks = [*_chunks(len(given.targets), self.vocabulary, self.device.type, free)]
         wanted_pairs = [(want_hidden, want_weight), tuple(want_low)]
         self.pairs = [
             _Pair(hidden, weight, want, self)
@@ -250,6 +243,14 @@ class _Head:
         if want_bias and self.bias is not None:
             self.grad_bias = torch.zeros_like(self.bias)
         self.any_wanted = any(wanted)
+
+    def _free_rows(self, weight: Tensor) -> int:
+        """Rows of a chunk that cost a GPU no memory. A gradient that is summed in float32 and
+        rounded at the end takes 3 V D numbers of half precision then, and 2 V D before: a chunk of
+        D rows is the rest. Not beside a reference's logits, which a chunk has twice more of."""
+        rounded = self.dtype == self.narrow == weight.dtype != self.wide
+        alone = self.options.reference is None
+        return weight.shape[1] if rounded and alone and self.device.type == "cuda" else 0
 
     def run(self, make_program: MakeProgram) -> tuple[RowStats, tuple[Tensor | None, ...]]:
         """Each row's numbers and the gradients."""
@@ -273,7 +274,7 @@ class _Head:
         return RowStats.cat(stats or [none]), (*grads[0], self.grad_bias, *grads[1])
 
     def _scratch(self, rows: int, dtype: torch.dtype) -> Tensor:
-        """(rows, V), not contiguous: products of rows that begin at odd places are slow."""
+        """(rows, V), the rows a little apart: where they begin at odd places products are slow."""
         padded = -(-self.vocabulary // _ALIGNED) * _ALIGNED
         return torch.empty(rows, padded, dtype=dtype, device=self.device)[:, : self.vocabulary]
 

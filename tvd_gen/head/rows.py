@@ -34,12 +34,15 @@ class Rows(NamedTuple):
     reference: Tensor | None = None
     """(n, V) logits of the reference model"""
 
+    def at(self, part: slice) -> "Rows":
+        """Some of them."""
+        more = (None if each is None else each[part] for each in self[2:])
+        return Rows(self.logits[part], self.given.at(part), *more)
+
     def tiles(self, size: int) -> Iterator["Rows"]:
         """So many rows at a time."""
         for start in range(0, len(self.logits), size):
-            part = slice(start, start + size)
-            more = (None if each is None else each[part] for each in self[2:])
-            yield Rows(self.logits[part], self.given.at(part), *more)
+            yield self.at(slice(start, start + size))
 
 
 class RowStats(NamedTuple):
