@@ -35,8 +35,17 @@ from transformers.utils.generic import ModelOutput
 IGNORE = -100
 CACHE = "cache" if "cache" in {each.name for each in fields(Seq2SeqLMOutput)} else "past_key_values"
 """transformers' name for what decoding goes on from: `cache` from 5.24 on"""
-WITHOUT_EFFECT = frozenset(("return_dict", "decoder_attention_mask", "num_items_in_batch"))
-"""Arguments that may be left out: targets are padded on the right, where nothing looks back from"""
+UNREAD = {"return_dict": True, "decoder_attention_mask": None}
+"""Arguments that need not be read, with the one value they may have (None: any; a target's padding
+is on its right, where nothing looks back from). All others may be None or False."""
+
+
+def _refuse_unread(arguments: dict[str, Any]) -> None:
+    """TypeError for what is asked for and would have no effect."""
+    for name, value in arguments.items():
+        allowed = UNREAD.get(name, False)
+        if value is not None and allowed is not None and value is not allowed:
+            raise TypeError(f"lstm_seq2seq: has no argument {name}, or not that value of it")
 
 
 @strict
@@ -118,8 +127,11 @@ class Encoder(nn.Module):
             dropout=config.dropout if layers > 1 else 0.0,
         )
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Source:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **more: Any
+    ) -> Source:
         """(B, S) ids, padded on the right; attention_mask (B, S) 1 and 0."""
+        _refuse_unread(more)
         x = F.dropout(self.embed_tokens(input_ids), self.dropout, self.training)
         if attention_mask is None:
             outputs, (hidden, cell) = self.lstm(x)
@@ -283,17 +295,17 @@ class LSTMForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         cache: State | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **more: Any,
     ) -> Seq2SeqLMOutput:
         """Logits (B, T, V) of the tokens that follow `decoder_input_ids` (B, T).
 
         Goes on from `cache` (or `past_key_values`, its older name), a State that it changes, where
-        one is given; the source is not looked at then. `labels` (B, T) give `loss`, the token mean
-        of -log p. TypeError for an argument that would have no effect.
+        one is given; the source is not looked at then. `labels` (B, T) give `loss`, the sum of
+        -log p over num_items_in_batch, or over the labels' own number. TypeError for an argument
+        that asks for something else.
         """
-        asked = {name for name, value in more.items() if value is not None and value is not False}
-        if lost := sorted(asked - WITHOUT_EFFECT):
-            raise TypeError(f"lstm_seq2seq: has no argument {', '.join(lost)}")
+        _refuse_unread(more)
         if cache is not None and past_key_values is not None:
             raise TypeError("lstm_seq2seq: give cache or past_key_values, not both")
         if decoder_input_ids is None:
@@ -308,7 +320,9 @@ class LSTMForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         logits = self.lm_head(self.decoder(decoder_input_ids, state))
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+            count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+            losses = logits.flatten(0, 1), labels.flatten()
+            loss = F.cross_entropy(*losses, ignore_index=IGNORE, reduction="sum") / count
         kept: Any = state if use_cache else None  # annotated as transformers' own cache
         last = encoder_outputs.last_hidden_state if encoder_outputs is not None else None
         return Seq2SeqLMOutput(
