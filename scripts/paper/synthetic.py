@@ -196,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = QUICK if given.quick else Settings()
     changes = {"epochs": given.epochs, "patience": given.patience}
     settings = dataclasses.replace(settings, **{k: v for k, v in changes.items() if v is not None})
-    if settings.bf16 and not has_bf16():  # the records say what was used, and are not mixed
+    fast = torch.accelerator.is_available() or has_bf16()
+    if settings.bf16 and not fast:  # the records say what was used, and are not mixed
         say("float32 in place of bfloat16, for which this processor has no fast instructions")
         settings = dataclasses.replace(settings, bf16=False)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every finally
