@@ -327,19 +327,18 @@ LARGE = {"rows": 4096, "width": 4096, "weights": torch.bfloat16, "dtype": torch.
 LARGE |= {"wanted": True, "reference": None}
 
 
-@pytest.mark.parametrize(
-    ("change", "chunks"),
-    [
-        ({}, 1),
-        ({"rows": 16_384}, 4),
-        ({"width": 768}, 2),
-        ({"wanted": False}, 2),
-        ({"weights": torch.float32}, 2),
-        ({"weights": torch.float16, "dtype": torch.float16}, 2),
-        ({"reference": lambda places: places}, 2),
-    ],
-    ids=str,
-)
+GPU_CASES = {
+    "as wide": ({}, 1),
+    "more rows": ({"rows": 16_384}, 4),
+    "narrow": ({"width": 768}, 2),
+    "frozen": ({"wanted": False}, 2),
+    "autocast": ({"weights": torch.float32}, 2),
+    "float16": ({"weights": torch.float16, "dtype": torch.float16}, 2),
+    "reference": ({"reference": lambda places: places}, 2),
+}
+
+
+@pytest.mark.parametrize(("change", "chunks"), GPU_CASES.values(), ids=GPU_CASES.keys())
 def test_a_gpus_chunk_has_as_many_rows_as_cost_nothing(change, chunks):
     """With a gradient of the weight that is summed in float32 and rounded: as many as the weight is
     wide. Wherever there is no such peak to hide behind, longer chunks would take more memory."""
