@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedModel,
     initialization,
 )
+from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import ModelOutput
 
@@ -295,7 +296,7 @@ class LSTMForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         cache: State | None = None,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | None = None,
         **more: Any,
     ) -> Seq2SeqLMOutput:
         """Logits (B, T, V) of the tokens that follow `decoder_input_ids` (B, T).
@@ -320,9 +321,8 @@ class LSTMForSeq2SeqLM(PreTrainedModel, GenerationMixin):
         logits = self.lm_head(self.decoder(decoder_input_ids, state))
         loss = None
         if labels is not None:
-            count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
-            losses = logits.flatten(0, 1), labels.flatten()
-            loss = F.cross_entropy(*losses, ignore_index=IGNORE, reduction="sum") / count
+            rows, targets = logits.flatten(0, 1).float(), labels.flatten()
+            loss = fixed_cross_entropy(rows, targets, num_items_in_batch, IGNORE)
         kept: Any = state if use_cache else None  # annotated as transformers' own cache
         last = encoder_outputs.last_hidden_state if encoder_outputs is not None else None
         return Seq2SeqLMOutput(
