@@ -338,7 +338,7 @@ def test_bf16_without_hardware_for_it_is_float32_and_says_so(tmp_path, files, mo
     """On such a processor bf16 is several times slower; a change of precision must be told."""
     from tvd_gen.run import training
 
-    settings = config(tmp_path, files, training={"bf16": True})
+    settings = config(tmp_path, files, training={"bf16": True, "use_cpu": True})
     for has in (True, False):
         monkeypatch.setattr(training, "has_bf16", lambda has=has: has)
         lines = []

@@ -299,11 +299,12 @@ def test_the_records_say_which_precision_was_used(tmp_path, finished, monkeypatc
     ]
     used = []
     monkeypatch.setattr(synthetic, "run", lambda *given: used.append(given[1].bf16) or ("", []))
-    for fast in (True, False):
+    for gpu, fast in ((False, True), (False, False), (True, False)):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda gpu=gpu: gpu)
         monkeypatch.setattr(synthetic, "has_bf16", lambda fast=fast: fast)
         synthetic.main(words)
-        assert ("float32" in capsys.readouterr().out) is not fast
-    assert used == [True, False]
+        assert ("float32" in capsys.readouterr().out) is not (fast or gpu)
+    assert used == [True, False, True]
 
 
 def test_the_command_line_knows_its_objectives():
