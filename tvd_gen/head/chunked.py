@@ -39,7 +39,7 @@ MakeProgram = Callable[[int, int, Tensor | None, Options, Tensor], RowProgram]
 def chunked_loss(
     operands: Operands, given: Given, options: Options, program: MakeProgram = TileProgram
 ) -> LossOutput:
-    """As `reference_loss`, with no (N, V) tensor. First derivatives only."""
+    """As `reference_loss`, a chunk of (N, V) at a time. First derivatives only."""
     if isinstance(options.objective, DistributionObjective):
         program = DistributionProgram
     # Inside a Function gradients are always off, so whether they are wanted is asked here.
@@ -247,7 +247,7 @@ class _Head:
     def _free_rows(self, weight: Tensor) -> int:
         """Rows of a chunk that cost a GPU no memory. A gradient that is summed in float32 and
         rounded at the end takes 3 V D numbers of half precision then, and 2 V D before: a chunk of
-        D rows is the rest. Not beside a reference's logits, which a chunk has twice more of."""
+        D rows is the rest. Not beside a reference's logits, which grow with a chunk."""
         rounded = self.dtype == self.narrow == weight.dtype != self.wide
         alone = self.options.reference is None
         return weight.shape[1] if rounded and alone and self.device.type == "cuda" else 0

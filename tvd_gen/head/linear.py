@@ -65,7 +65,8 @@ def linear_objective_loss(
     row_budget: float = 0.0,
     backend: str = "auto",
 ) -> LossOutput:
-    """The objective summed over tokens, from hidden states, without keeping an (N, V) tensor.
+    """The objective summed over tokens, from hidden states, without keeping an (N, V) tensor: a
+    chunk of rows at a time (on a GPU of all, where that takes no more memory).
 
     Equals objective_loss(F.linear(hidden, weight, bias), ..., reduction="sum").
 
