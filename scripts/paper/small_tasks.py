@@ -25,13 +25,13 @@ import argparse
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +42,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+from side_by_side import ProcessDied, side_by_side
 from significance import mean_sd
 from small_data import SPLITS, files_of, tatoeba, write_leads, write_splits
 from small_plans import (
@@ -169,26 +170,14 @@ def complete(runs: Sequence[Plan], results: Results, jobs: int, say: Say) -> Non
             todo.append(run)
         elif line["config"] != fingerprint(run):
             raise ValueError(f"{line['run']}: was made with other settings; take another --output")
-    for done, line in enumerate(_finished(todo, jobs), start=1):
-        results.add(line)
-        say(f"{done}/{len(todo)} {line['run']}: {_told(line)}")
+    with closing(side_by_side(finish, todo, jobs)) as finished:
+        for done, (_, line) in enumerate(finished, start=1):
+            results.add(line)
+            say(f"{done}/{len(todo)} {line['run']}: {_told(line)}")
 
 
 def _told(line: Tree) -> str:
     return line.get("diverged") or f"{line['seconds']:.0f} s"
-
-
-def _finished(runs: Sequence[Plan], jobs: int) -> Iterator[Tree]:
-    if jobs == 1:
-        yield from map(finish, runs)
-        return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(finish, run) for run in runs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def best(settings: Settings, task: Task, sweep: Sweep, results: Results) -> float | None:
@@ -357,6 +346,7 @@ def main(words: Sequence[str] | None = None) -> None:
         task.name: given.budget or (QUICK_STEPS if given.quick else task.steps) for task in tasks
     }
     size = QUICK if given.quick else Size()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every finally
     seeds = tuple(given.seeds[:1] if given.quick or given.screen else given.seeds)
     try:
         given.output.mkdir(parents=True, exist_ok=True)
@@ -372,7 +362,7 @@ def main(words: Sequence[str] | None = None) -> None:
         else:
             results = run_all(settings, tasks, sweeps, given.jobs, say)
         text = report(settings, tasks, sweeps, results)
-    except (TvdGenError, ValueError, OSError) as fault:
+    except (TvdGenError, ProcessDied, ValueError, OSError) as fault:
         raise SystemExit(f"{type(fault).__name__}: {fault}") from fault
     write_text(given.output / "small_tasks.md", text)
     print(text)

@@ -15,17 +15,18 @@ import argparse
 import dataclasses
 import gzip
 import json
-import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from multiprocessing import connection
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import synthetic_table
 from recipe import QUICK, Settings, needs_ce, objectives
+from side_by_side import ProcessDied, side_by_side
 from stages import (
     Experiment,
     fix,
@@ -75,56 +76,11 @@ def run_students(experiment: Experiment, names: Sequence[str], jobs: int) -> lis
 def _run_part(experiment: Experiment, names: Sequence[str], jobs: int) -> list[str]:
     left = [name for name in names if not is_measured(experiment, name)]
     faults = []
-    here = ((name, one_student(experiment, name)) for name in left)
-    students = here if jobs == 1 else _side_by_side(experiment, left, jobs)
-    for done, (name, fault) in enumerate(students, start=1):
-        say(f"seed {experiment.seed}, {done} of {len(left)}: {fault or name}")
-        faults += [fault] if fault else []
+    with closing(side_by_side(partial(one_student, experiment), left, jobs)) as students:
+        for done, (name, fault) in enumerate(students, start=1):
+            say(f"seed {experiment.seed}, {done} of {len(left)}: {fault or name}")
+            faults += [fault] if fault else []
     return faults
-
-
-def _side_by_side(
-    experiment: Experiment, names: Sequence[str], jobs: int
-) -> Iterator[tuple[str, str | None]]:
-    """Each in a process of its own; those that still run are stopped with this one, and saved."""
-    context = multiprocessing.get_context("spawn")
-    waiting, running = [*names], {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                name = waiting.pop(0)
-                process = context.Process(target=_in_process, args=(experiment, name))
-                process.start()
-                running[process.sentinel] = name, process
-            for sentinel in connection.wait([*running]):
-                name, process = running.pop(sentinel)
-                process.join()
-                yield name, _fault(f"{name}, seed {experiment.seed}", process.exitcode)
-    finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.join()
-
-
-def _in_process(experiment: Experiment, name: str) -> None:
-    try:
-        fault = one_student(experiment, name)
-    except TvdGenError as error:
-        print(f"{name}, seed {experiment.seed}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    if fault:
-        print(fault, file=sys.stderr)
-        sys.exit(NonFiniteError.exit_code)
-
-
-def _fault(student: str, code: int) -> str | None:
-    if code == 0:
-        return None
-    fault = f"{student}: exit code {code}"
-    if code != NonFiniteError.exit_code:
-        raise RuntimeError(f"{fault}; the same command goes on")
-    return fault
 
 
 def run(
@@ -212,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 sys.exit(f"{file}: no such file; captions are texts, one a line")
         wanted = given.objectives, given.seeds, given.jobs
         table, faults = run(given.output, settings, *files, *wanted)
-    except (TvdGenError, RuntimeError, OSError) as error:
+    except (TvdGenError, ProcessDied, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
     say(f"\n{table}")
