@@ -258,6 +258,25 @@ def test_a_signal_in_the_last_evaluation_of_an_early_stop(tmp_path):
     assert differences(end(whole), end(resumed)) == []
 
 
+def test_the_best_model_is_kept_where_not_every_evaluation_is_saved(tmp_path):
+    """Stock loads an older checkpoint, or none, where the best step is not one of save_steps."""
+    weights = {}
+
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **_):
+            weights[state.global_step] = copy.deepcopy(model.state_dict())
+            if state.global_step == 7:
+                for parameter in model.parameters():
+                    parameter.data *= 5
+
+    case = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 4, "max_steps": 8, **BEST}
+    trainer = trainer_for(tmp_path, Spoil(), learning_rate=1e-3, **case)
+    trainer.train()
+    assert trainer.state.best_global_step == 6
+    assert Store(tmp_path).steps() == [6, 8]
+    torch.testing.assert_close(trainer.model.state_dict(), weights[6], rtol=0, atol=0)
+
+
 def skip_nothing(monkeypatch):
     monkeypatch.setattr("transformers.trainer.skip_first_batches", lambda loader, count: loader)
 

@@ -470,6 +470,7 @@ def _error_of_many_chunks(monkeypatch):
 
 def test_gradients_of_many_chunks_are_summed_in_float32(monkeypatch):
     """Summed in bfloat16 over hundreds of chunks they stall: others' users saw training diverge."""
+    monkeypatch.setattr(chunked, "_multiplies", lambda dtype: True)  # on any processor
     ours = _error_of_many_chunks(monkeypatch)
     monkeypatch.setattr(chunked, "ROUNDED_SUMS", 10**9)
     assert ours < 0.75 * _error_of_many_chunks(monkeypatch)

@@ -442,6 +442,13 @@ def test_plan_counts_the_epochs_that_are_asked_for_in_steps(tmp_path, files):
     assert plan(made, **QUIET).disk_mib["checkpoints_kept"] == 3
 
 
+def test_plan_counts_an_evaluation_as_a_checkpoint_where_the_best_is_kept(tmp_path, files):
+    training = STEPS | {"max_steps": 12, "save_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
+    training |= {"load_best_model_at_end": True, "save_total_limit": None}
+    made = config(tmp_path, files, training=training)
+    assert plan(made, **QUIET).disk_mib["checkpoints_kept"] == 6
+
+
 def test_a_run_that_was_started_meanwhile_is_not_written_over(tmp_path, files, monkeypatch):
     """Two commands at once: both find the folder free, and load for a while."""
     made, prepare = config(tmp_path, files, training=STEPS), training.prepare

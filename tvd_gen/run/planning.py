@@ -128,6 +128,8 @@ def _disk(prepared: Prepared, planned: dict[str, Any]) -> dict[str, float]:
     one = memory["weights"] * (1 + _keeps_old_weights(prepared.config.objective)) + memory["adam"]
     steps, epochs = planned["steps"], planned["epochs"] or 1  # a stream's epoch may have no end
     each, strategy = given.get("save_steps", 500), given.get("save_strategy", "steps")
+    if given.get("load_best_model_at_end"):  # every evaluation may be the best, and is then saved
+        each = given.get("eval_steps") or given.get("logging_steps", 500)
     if strategy == "steps":
         saves = math.ceil(steps / (each if each >= 1 else max(1, math.ceil(each * steps))))
     else:

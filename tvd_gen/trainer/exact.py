@@ -349,7 +349,10 @@ class ExactMixin(FiniteMixin):
             if not math.isfinite(value):
                 self.say(f"step {self.state.global_step}: {name} is {value}: not the best")
                 return False
-        return bool(super()._determine_best_metric(metrics, trial))
+        best = bool(super()._determine_best_metric(metrics, trial))
+        if best and self.args.load_best_model_at_end:  # also where save_steps is several eval_steps
+            self.control.should_save = True
+        return best
 
     # -- saving and loading ---------------------------------------------------------------------
 
