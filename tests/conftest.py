@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish():
-    """Accelerate collects garbage at each end of training: 0.3 s where all modules are looked at."""
+    """Accelerate collects garbage when training ends: 0.3 s where all modules are looked at."""
     gc.collect()
     gc.freeze()
 
