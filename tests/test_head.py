@@ -470,7 +470,7 @@ def _error_of_many_chunks(monkeypatch):
 
 def test_gradients_of_many_chunks_are_summed_in_float32(monkeypatch):
     """Summed in bfloat16 over hundreds of chunks they stall: others' users saw training diverge."""
-    monkeypatch.setattr(chunked, "_multiplies", lambda dtype: True)  # on any processor
+    monkeypatch.setattr(chunked, "multiplies", lambda dtype: True)  # on any processor
     ours = _error_of_many_chunks(monkeypatch)
     monkeypatch.setattr(chunked, "ROUNDED_SUMS", 10**9)
     assert ours < 0.75 * _error_of_many_chunks(monkeypatch)
@@ -481,7 +481,7 @@ def test_a_processor_without_half_precision_products_computes_in_float32(monkeyp
     hidden, weight, targets, options = _inputs(torch.bfloat16, OPTIONS["all"])
     wide_hidden, wide_weight, wide_options = _double(hidden, weight, options)
     truth = _dense(wide_hidden, wide_weight, targets, TaiLr(0.1), **wide_options)
-    monkeypatch.setattr(chunked, "_multiplies", lambda dtype: False)
+    monkeypatch.setattr(chunked, "multiplies", lambda dtype: False)
     loss = linear_objective_loss(hidden, weight, targets, TaiLr(0.1), **options).loss
     assert loss.item() == pytest.approx(truth.item(), rel=1e-5)
     exact = _gradients(truth, wide_hidden, wide_weight, wide_options)

@@ -155,10 +155,10 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     dtype = hidden.dtype
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    return dtype if device != "cpu" or _multiplies(dtype) else torch.float32
+    return dtype if device != "cpu" or multiplies(dtype) else torch.float32
 
 
-def _multiplies(dtype: torch.dtype) -> bool:
+def multiplies(dtype: torch.dtype) -> bool:
     """Whether this processor has instructions for products in `dtype`; else they crawl."""
     if dtype not in (torch.bfloat16, torch.float16):
         return True
