@@ -186,6 +186,14 @@ def test_rows_that_are_also_in_the_training_split_are_counted(tmp_path):
     assert corpus.report.splits["train"].in_train is None
 
 
+def test_rows_that_share_one_source_are_known_by_their_targets(tmp_path):
+    """Texts without a source, as students of an oracle write them, are not all leaks."""
+    train = [{"source": "write", "target": target} for target in "abc"]
+    test = [{"source": "write", "target": target} for target in "cd"]
+    files = {"train": jsonl(tmp_path / "a.jsonl", train), "test": jsonl(tmp_path / "b.jsonl", test)}
+    assert load_corpus(DataSpec(files=files), PAIR).report.splits["test"].in_train == 1
+
+
 def test_the_fingerprint_follows_content_and_choice_not_the_folder(tmp_path):
     """A resumed run must notice other data, and must not mind that the folder was moved."""
     path = jsonl(tmp_path / "a.jsonl", GOOD)

@@ -268,8 +268,10 @@ def _count_overlap(corpus: Corpus) -> None:
     train = corpus.splits.get("train")
     if not isinstance(train, Dataset):
         return
-    name = train.column_names[0]
-    seen = {hash(text) for text in train[name]}
+    for name in train.column_names:
+        seen = {hash(text) for text in train[name]}
+        if len(seen) > 1:  # a source that all rows share says nothing; their targets do
+            break
     for split, rows in corpus.splits.items():
         if split != "train":
             texts: Mapping[str, Any] | Any = rows[name]

@@ -40,7 +40,8 @@ class SplitReport:
     tokens: Counter[str] = field(default_factory=Counter)
     """input: tokens that the model reads; target: tokens that have a label"""
     in_train: int | None = None
-    """rows of this split of which source or text is also in the training split"""
+    """rows of this split of which source or text is also in the training split; the target where
+    all training rows share one source"""
 
     def reject(self, reason: str, line: str) -> None:
         """Count a row that is left out; `line` says which and why."""
