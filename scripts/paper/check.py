@@ -8,6 +8,7 @@ Pinsker's inequality allows, no student knows the oracle's sentences better than
 is missing and none has diverged.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -52,13 +53,18 @@ def faults_of_runs(folder: Path) -> Iterator[str]:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        sys.exit(f"{file} is not there: nothing to check; `make paper-check` makes it")
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
 def main() -> None:
     """Read, judge."""
-    (place,) = sys.argv[1:] or sys.exit(__doc__)
-    folder = Path(place)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
     faults = [*faults_of_students(folder / "synthetic"), *faults_of_runs(folder / "small_tasks")]
     sys.exit("\n".join(faults) or None)
 
