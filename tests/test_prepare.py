@@ -1,5 +1,6 @@
 """The preparations of the published data sets, on small archives of the same layout."""
 
+import gzip
 import hashlib
 import importlib
 import io
@@ -279,6 +280,23 @@ def test_another_archive_than_the_pinned_one_is_refused(tmp_path):
     assert "5 rows; published are 3803957" in done.stdout
 
 
+def test_a_changed_bit_of_an_archive_is_found(tmp_path):
+    """Gzip's checksum stands at the end, and tarfile reads no further than its last member."""
+    for name in gigaword():
+        (tmp_path / name).write_text("abcdefg hijklmn\n" * 5)
+    with tarfile.open(tmp_path / "x.tar", "w") as made:
+        for name in gigaword():
+            made.add(tmp_path / name, name)
+    archive = tmp_path / "x.tgz"
+    spoilt = bytearray(gzip.compress((tmp_path / "x.tar").read_bytes(), compresslevel=0))
+    spoilt[spoilt.index(b"hijklmn")] ^= 1  # nothing is compressed: the text is iijklmn
+    archive.write_bytes(spoilt)
+    done = run_script("gigaword", archive, "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert f"{archive}: cannot be read as a zip or tar archive: CRC" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("broken", ["no zip or tar", "cut short", None])
 def test_what_is_no_archive_is_one_line(tmp_path, broken):
     archive = tmp_path / "x.tgz"
@@ -292,3 +310,4 @@ def test_what_is_no_archive_is_one_line(tmp_path, broken):
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
+    assert str(archive) in done.stderr

@@ -5,6 +5,7 @@ wherever in it they lie, and nothing is unpacked. Faults are ValueErrors of one 
 """
 
 import argparse
+import gzip
 import hashlib
 import io
 import json
@@ -13,13 +14,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from lzma import LZMAError
 from pathlib import Path
 from typing import IO, Any
 
 Row = dict[str, str]
 BLOCK = 1 << 20
-# what a wrong path, text, or archive raises; EOFError and zlib's are those of one cut short
-FAULTS = (ValueError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+# EOFError, zlib's, lzma's and bz2's OSError are those of an archive cut short or spoilt
+BROKEN = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError)
 
 
 def parser(description: str | None, output: str) -> argparse.ArgumentParser:
@@ -39,7 +41,7 @@ def start(main: Callable[[], None]) -> None:
     """Run a script's main; its fault is one line on standard error, and exit code 1."""
     try:
         main()
-    except FAULTS as fault:
+    except (ValueError, OSError) as fault:
         raise SystemExit(" ".join(f"{type(fault).__name__}: {fault}".split())) from fault
 
 
@@ -58,7 +60,7 @@ def sha256_of(path: Path) -> str:
 def inputs_of(place: Path, names: Sequence[str], sha256: str | None) -> dict[str, dict[str, Any]]:
     """file -> its hash and bytes: of the archive, or of the folder's files of these names.
 
-    Raises ValueError where the archive has another hash than `sha256`.
+    Raises ValueError where the archive has another hash than `sha256`, or is spoilt.
     """
     if place.is_dir():
         if sha256:
@@ -69,12 +71,14 @@ def inputs_of(place: Path, names: Sequence[str], sha256: str | None) -> dict[str
     found = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in paths}
     if sha256 and found[place.name]["sha256"] != sha256.lower():
         raise ValueError(f"{place}: its SHA-256 is {found[place.name]['sha256']}, not {sha256}")
+    if not place.is_dir():
+        _read_gzip(place)
     return found
 
 
 def lines(place: Path, name: str) -> Iterator[str]:
     """The lines of a file of the place, by its last name. They end at \\n and nowhere else."""
-    with _opened(place, name) as file:
+    with _archive(place), _opened(place, name) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
         for number, line in enumerate(_decoded(text, place, name), start=1):
             if "\0" in line:
@@ -87,6 +91,27 @@ def _decoded(text: io.TextIOWrapper, place: Path, name: str) -> Iterator[str]:
         yield from text
     except UnicodeDecodeError as fault:
         raise ValueError(f"{place}: {name}: is no UTF-8 ({fault.reason})") from fault
+
+
+@contextmanager
+def _archive(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except BROKEN as fault:
+        raise ValueError(f"{place}: cannot be read as a zip or tar archive: {fault}") from fault
+
+
+def _read_gzip(place: Path) -> None:
+    """To its end, where its checksum stands, and which tarfile may not reach.
+
+    The other formats have a checksum for each block or file.
+    """
+    with place.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return
+    with _archive(place), gzip.open(place) as file:
+        while file.read(BLOCK):
+            pass
 
 
 @contextmanager
