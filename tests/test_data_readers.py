@@ -123,6 +123,9 @@ def test_a_missing_file_is_named_with_its_neighbour(tmp_path):
         read(tmp_path / "trian.jsonl")
     with pytest.raises(DataError, match="there is no folder"):
         read(tmp_path / "nowhere" / "train.jsonl")
+    (tmp_path / "train.jsonl").rename(tmp_path / ".train.jsonl.part")  # a writer's, cut off
+    with pytest.raises(DataError, match=r"train.jsonl: no such file$"):
+        read(tmp_path / "train.jsonl")
 
 
 def test_a_folder_is_no_file(tmp_path):

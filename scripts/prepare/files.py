@@ -192,8 +192,11 @@ def _write_lines(path: Path, rows: Iterable[Row]) -> int:
 def _write_whole(path: Path, texts: Iterable[str]) -> int:
     """The file by one rename; how many texts it holds."""
     staged, count = path.with_name(f".{path.name}.part"), 0
-    with staged.open("w", encoding="utf-8", newline="\n") as file:
-        for text in texts:
-            count += file.write(text) > 0
-    staged.replace(path)
+    try:
+        with staged.open("w", encoding="utf-8", newline="\n") as file:
+            for text in texts:
+                count += file.write(text) > 0
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
     return count

@@ -99,7 +99,7 @@ def _nearby(path: Path) -> str:
             f" (there is no folder {folder}); the config's comments say where its files come from, "
             "and the demo configs need none"
         )
-    return did_you_mean(path.name, [each.name for each in folder.iterdir()])
+    return did_you_mean(path.name, [each.name for each in folder.glob("[!.]*")])
 
 
 def text_lines(path: str | Path, errors: str = "strict") -> Iterator[Line]:
