@@ -244,3 +244,12 @@ def test_the_command_line_quick_in_this_process(tmp_path, capsys):
     small_tasks.main([*words, "--output", str(tmp_path), "--table"])
     assert capsys.readouterr() == (first.out, "")
     assert (tmp_path / "small_tasks.md").read_text() == first.out[:-1]
+
+
+@pytest.mark.parametrize("option", ["--jobs", "--budget", "--seeds"])
+def test_a_count_of_nothing_is_refused(option, tmp_path, capsys):
+    """No jobs did nothing, and told of an objective that is not tuned; 0 steps were the default."""
+    with pytest.raises(SystemExit, match="2"):
+        small_tasks.main([option, "0", "--output", str(tmp_path / "out")])
+    assert "take whole numbers from 1 on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -337,8 +337,10 @@ def options() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Read the command line, run, print the table."""
-    given = options().parse_args(words)
-    say: Say = _say
+    parser, say = options(), _say
+    given = parser.parse_args(words)
+    if any(count is not None and count < 1 for count in (given.jobs, given.budget, *given.seeds)):
+        parser.error("--jobs, --budget and --seeds take whole numbers from 1 on")
     tasks = [TASKS[name] for name in given.tasks]
     name = "runs/small_tasks/quick" if given.quick else "runs/small_tasks"
     given.output = (given.output or Path(name)).absolute()
