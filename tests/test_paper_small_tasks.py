@@ -251,5 +251,5 @@ def test_a_count_of_nothing_is_refused(option, tmp_path, capsys):
     """No jobs did nothing, and told of an objective that is not tuned; 0 steps were the default."""
     with pytest.raises(SystemExit, match="2"):
         small_tasks.main([option, "0", "--output", str(tmp_path / "out")])
-    assert "take whole numbers from 1 on" in capsys.readouterr().err
+    assert f"argument {option}: 0 is no whole number from 1 on" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -37,6 +37,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from arguments import count
 from edits import EDITS, versions, vocabulary_of
 from significance import Sums, bootstrap, difference, joined, mean_of, ratio_of
 from tables import draw, number, table
@@ -250,11 +251,11 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--texts", nargs="+", default=[], metavar="FILE", help="two: in parallel")
     parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN")
-    parser.add_argument("--limit", type=int, default=1000, help="texts; default: 1000")
-    parser.add_argument("--max-words", type=int, default=NO_LIMIT, help="leave longer texts out")
-    parser.add_argument("--edits", type=int, default=20, help="of each kind; default: 20")
+    parser.add_argument("--limit", type=count, default=1000, help="texts; default: 1000")
+    parser.add_argument("--max-words", type=count, default=NO_LIMIT, help="leave longer texts out")
+    parser.add_argument("--edits", type=count, default=20, help="of each kind; default: 20")
     parser.add_argument("--kinds", nargs="+", choices=EDITS, default=[*EDITS])
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=count, default=64)
     parser.add_argument("--resamples", type=int, default=1999)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("perturbation"), help="a folder")

@@ -42,6 +42,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+from arguments import count
 from side_by_side import ProcessDied, side_by_side
 from significance import mean_sd
 from small_data import SPLITS, files_of, tatoeba, write_leads, write_splits
@@ -323,9 +324,9 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--objectives", nargs="+", choices=labels, metavar="LABEL")
     made.add_argument("--tatoeba", type=Path, help="a file of English TAB German")
     made.add_argument("--descriptions", type=Path, help="a folder of descriptions")
-    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    made.add_argument("--budget", type=int, help="steps of each run; default: the task's")
-    made.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    made.add_argument("--seeds", type=count, nargs="+", default=[1, 2, 3])
+    made.add_argument("--budget", type=count, help="steps of each run; default: the task's")
+    made.add_argument("--jobs", type=count, default=1, help="runs at a time, one thread each")
     made.add_argument(
         "--screen", action="store_true", help="each once, at its grid's middle: which to tune?"
     )
@@ -337,10 +338,8 @@ def options() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Read the command line, run, print the table."""
-    parser, say = options(), _say
-    given = parser.parse_args(words)
-    if any(count is not None and count < 1 for count in (given.jobs, given.budget, *given.seeds)):
-        parser.error("--jobs, --budget and --seeds take whole numbers from 1 on")
+    given = options().parse_args(words)
+    say: Say = _say
     tasks = [TASKS[name] for name in given.tasks]
     name = "runs/small_tasks/quick" if given.quick else "runs/small_tasks"
     given.output = (given.output or Path(name)).absolute()

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 import synthetic_table
+from arguments import count
 from recipe import QUICK, Settings, needs_ce, objectives
 from side_by_side import ProcessDied, side_by_side
 from stages import (
@@ -131,17 +132,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--output", type=Path, help="default: runs/synthetic, with --quick runs/synthetic-quick"
     )
     parser.add_argument("--objectives", nargs="+", choices=known, default=known, metavar="NAME")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
-    parser.add_argument("--epochs", type=int, help="of a student; published: 100")
+    parser.add_argument("--seeds", nargs="+", type=count, default=[1, 2, 3, 4, 5])
+    parser.add_argument("--epochs", type=count, help="of a student; published: 100")
     parser.add_argument(
-        "--patience", type=int, help="stop after so many evaluations without a best"
+        "--patience", type=count, help="stop after so many evaluations without a best"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="students at a time, a core each")
+    parser.add_argument("--jobs", type=count, default=1, help="students at a time, a core each")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args(arguments)
-    counts = given.jobs, given.epochs, given.patience, *given.seeds
-    if any(count is not None and count < 1 for count in counts):
-        parser.error("--epochs, --patience, --jobs and --seeds take whole numbers from 1 on")
     given.output = given.output or Path("runs/synthetic-quick" if given.quick else "runs/synthetic")
     return given
 
