@@ -79,6 +79,9 @@ MORE: dict[str, dict[str, Any]] = {
     "label-smoothing": {"name": "ce", "label_smoothing": 0.1},
     "ce-continued": {"name": "ce"},
     "ce-reseeded": {"name": "ce"},
+    # as published; their 10 epochs end before the copy is made anew
+    "gold-lagged": {"name": "gold", "weights_from": "lagged", "weights_every": 3000},
+    "gold_p-lagged": {"name": "gold_p", "weights_from": "lagged", "weights_every": 3000},
 }
 """Whatever else is to be compared: one line each, in the words of a config."""
 
@@ -88,7 +91,8 @@ def _needs_numbers(cls: Any) -> bool:
     return any(f.default is f.default_factory is dataclasses.MISSING for f in fields)
 
 
-AFTER_CE = ("ce-continued", "dft", "gold", "gold_p", "asft", "loss_truncation")
+GOLDS = ("gold", "gold_p", "gold-lagged", "gold_p-lagged")
+AFTER_CE = ("ce-continued", "dft", *GOLDS, "asft", "loss_truncation")
 """They begin from what cross-entropy has learned: published so, or no weight is left at the start.
 The first of them is the control: as many steps, and no other objective."""
 
