@@ -40,6 +40,9 @@ class Sweep:
         return OBJECTIVES[self.objective].looks_at_reference()
 
 
+# GOLD's weights as published, of a copy made anew every 3,000 steps; "gold" and "gold_p" weigh by
+# the model that is trained.
+LAGGED = {"weights_from": "lagged", "weights_every": 3000}
 SWEEPS = (
     Sweep("ce", "ce"),
     Sweep("label smoothing", "ce", "label_smoothing", (0.05, 0.1, 0.2)),
@@ -59,6 +62,8 @@ SWEEPS = (
     Sweep("loss_truncation", "loss_truncation", "drop", (0.1, 0.2, 0.4), after_ce=True),
     Sweep("gold", "gold", "min_weight", (0.1, 0.2, 0.4), after_ce=True),
     Sweep("gold_p", "gold_p", "min_weight", (0.0, 0.2, 0.4), after_ce=True),
+    Sweep("gold lagged", "gold", "min_weight", (0.1, 0.2, 0.4), LAGGED, after_ce=True),
+    Sweep("gold_p lagged", "gold_p", "min_weight", (0.0, 0.2, 0.4), LAGGED, after_ce=True),
     Sweep("dft", "dft", after_ce=True),
     Sweep("asft", "asft", "kl_weight", (0.05, 0.1, 0.3), after_ce=True),
 )
