@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--dtype", choices=[*DTYPES], default="bf16")
     given = parser.parse_args()
+    if given.steps < 1:
+        parser.error(f"--steps {given.steps}: at least 1")
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
     dtype = DTYPES[given.dtype]
     report("text of its own", head_inputs(model, own_text(model), dtype), given.steps)

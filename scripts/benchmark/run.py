@@ -169,6 +169,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if given.steps < 1:
+        parser.error(f"--steps {given.steps}: at least 1")
     cases = checks() if given.check else {name: everything[name] for name in given.only}
     print(machine() + "\n", flush=True)
     if given.check and (left := [name for name in CHECK if name not in cases]):
