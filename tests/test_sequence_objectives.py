@@ -60,6 +60,40 @@ def test_gold_is_the_published_loop(objective, given):
     torch.testing.assert_close((slope * s.logp).detach(), losses.detach())
 
 
+LAWS = [GOLD(), GOLD(0.15, 0.3, 2, 0.7), GOLDP(), LossTruncation(0.4, 0, 4)]
+
+
+@pytest.mark.parametrize("objective", LAWS, ids=repr)
+def test_the_loss_passes_gradcheck(objective):
+    """With weights of another model: of its own, they are constants to the gradient alone."""
+    s, state = sequences(), objective.start() | {"threshold": torch.tensor(2.0)}
+    assert 0 < (s.means() < 2).sum() < B, "some sequences are dropped"
+
+    def losses(logp):
+        return objective.loss(Sequences(logp, s.kept, s.old, s.reference), state)
+
+    assert torch.autograd.gradcheck(losses, s.logp)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("objective", LAWS, ids=repr)
+def test_loss_and_gradient_are_finite_at_the_ends(objective, dtype):
+    ends = torch.tensor([0.0, -1e-30, -1e-7, -88.0, -400.0, -1e4], dtype=dtype)
+    logp, old, reference = torch.cartesian_prod(ends, ends, ends).unbind(-1)
+    logp = logp[None].requires_grad_()
+    kept = torch.ones_like(logp, dtype=torch.bool)
+    for weighing in (old[None], None):
+        s = Sequences(logp, kept, weighing, reference[None])
+        losses = objective.loss(s, objective.start())
+        (slope,) = torch.autograd.grad(losses.sum(), s.logp)
+        assert torch.isfinite(losses).all()
+        assert torch.isfinite(slope).all()
+        state = objective.advance(objective.start(), s.means().detach())
+        assert all(
+            torch.isfinite(each).all() for name, each in state.items() if name != "threshold"
+        )
+
+
 def test_gold_without_rewards_is_dft_with_a_floor():
     s = sequences()
     losses = GOLD(min_weight=0.1, min_reward=1.0, suffix=0).loss(
