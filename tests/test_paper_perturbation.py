@@ -217,27 +217,35 @@ def test_texts_of_files_with_sources_and_limits(tmp_path):
         perturbation.read_texts([], {}, str(tmp_path), 5, 3)
 
 
-def seeds_folder(folder, values):
+def seeds_folder(folder, values, **settings):
     """One seed's output: model -> its nll after one edit."""
     folder.mkdir()
     shares = {"more_probable": {"value": 0.5}, "more_probable_total": {"value": 0.25}}
     results = [
-        {"model": model, "kind": "repeat", "edits": 1, "nll": {"value": nll}}
+        {"model": model, "kind": "repeat", "edits": 1, "texts": 9, "nll": {"value": nll}}
         | {"rise": {"value": nll - 1.0}, **shares}
         for model, nll in values.items()
     ]
-    (folder / "perturbation.json").write_text(json.dumps({"results": results}))
+    settings = {"models": [f"{folder}/{model}" for model in values], "limit": 9} | settings
+    tree = {"settings": settings, "results": results}
+    (folder / "perturbation.json").write_text(json.dumps(tree))
     return folder
+
+
+def rendered(folders, *more):
+    return perturbation_seeds.render(
+        perturbation_seeds.by_seed(perturbation_seeds.read(folders)), *more
+    )
 
 
 def test_seeds_are_paired(tmp_path):
     """Of differences 1, 2, 3: t = 2 sqrt(3), p = 0.074 with two degrees of freedom (any table)."""
     pairs = enumerate([(1.0, 2.0), (2.0, 4.0), (3.0, 6.0)])
     folders = [seeds_folder(tmp_path / str(i), {"ce": a, "tailr": b}) for i, (a, b) in pairs]
-    text = perturbation_seeds.render([perturbation_seeds.read(each) for each in folders], [1])
+    text = rendered(folders, [1])
     assert "| ce | repeat | 1 | 2.000 ± 1.000 | 1.000 ± 1.000 | 0.500 ± 0.000 |" in text
     assert "| tailr | repeat | 1 | 4.000 ± 2.000 (+2.000, p 0.074) | 3.000 ± 2.000 (+2.000" in text
-    told = perturbation_seeds.render([perturbation_seeds.read(x) for x in folders], [1], "tailr")
+    told = rendered(folders, [1], "tailr")
     assert "| ce | repeat | 1 | 2.000 ± 1.000 (-2.000, p 0.074) | 1.000 ± 1.000 (-2.000" in told
     assert "| tailr | repeat | 1 | 4.000 ± 2.000 | 3.000 ± 2.000 |" in told
 
@@ -245,9 +253,38 @@ def test_seeds_are_paired(tmp_path):
 def test_seeds_of_other_models_are_refused(tmp_path):
     folders = [seeds_folder(tmp_path / name, {"ce": 1.0, name: 2.0}) for name in ("a", "b")]
     with pytest.raises(ValueError, match="lacks"):
-        perturbation_seeds.render([perturbation_seeds.read(each) for each in folders], [1])
-    one = [perturbation_seeds.read(folders[0])]
+        rendered(folders, [1])
     with pytest.raises(ValueError, match="--edits 99: none"):
-        perturbation_seeds.render(one, [99])
+        rendered(folders[:1], [99])
     with pytest.raises(ValueError, match="--base gold: no model"):
-        perturbation_seeds.render(one, [1], "gold")
+        rendered(folders[:1], [1], "gold")
+
+
+def test_seeds_count_once_and_were_made_alike(tmp_path):
+    """Else p would be of a number of seeds that there is not, or of two experiments."""
+    first, second = (seeds_folder(tmp_path / name, {"ce": 1.0, "b": 2.0}) for name in "12")
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    (copied / "perturbation.json").write_bytes((first / "perturbation.json").read_bytes())
+    for twice in ([first, first], [first, second, copied]):
+        with pytest.raises(ValueError, match=r"the models of .*1 again; each seed counts once"):
+            perturbation_seeds.read(twice)
+    short = seeds_folder(tmp_path / "3", {"ce": 1.0, "b": 2.0}, limit=5)
+    with pytest.raises(ValueError, match="3: --limit 5, others have 9"):
+        perturbation_seeds.read([first, short])
+
+
+def test_a_table_of_kept_lines_is_the_same(tmp_path, monkeypatch, capsys):
+    folders = [seeds_folder(tmp_path / name, {"ce": 1.0, "b": float(name)}) for name in "123"]
+    kept = tmp_path / "seeds.jsonl"
+    printed = []
+    for words in ([*map(str, folders), "--lines", str(kept)], [str(kept)]):
+        monkeypatch.setattr(sys, "argv", ["perturbation_seeds.py", *words, "--edits", "1"])
+        perturbation_seeds.main()
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    with pytest.raises(ValueError, match="counts once"):
+        perturbation_seeds.read([kept, kept])
+    (folders[0] / "perturbation.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"perturbation.json: was not written by perturbation.py"):
+        perturbation_seeds.read(folders)

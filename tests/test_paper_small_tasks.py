@@ -142,11 +142,11 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     file = tmp_path / "results.jsonl"
     for text, kept in ((whole + '{"run": "tra', whole), ('{"run"', ""), (whole, whole)):
         file.write_text(text)
-        assert list(small_tasks.Results(tmp_path).lines) == ["translation/ce-seed1"][: bool(kept)]
+        assert list(small_tasks.Results(file).lines) == ["translation/ce-seed1"][: bool(kept)]
         assert file.read_text() == kept
     file.write_text('{"objective": "ce", "seed": 1}\n')  # synthetic.py's
-    with pytest.raises(ValueError, match=r"results.jsonl: is not of small_tasks.py"):
-        small_tasks.Results(tmp_path)
+    with pytest.raises(ValueError, match=r"results.jsonl:1: has not run, steps"):
+        small_tasks.Results(file)
 
 
 def test_results_of_another_budget_are_refused(tmp_path, said):

@@ -157,13 +157,16 @@ def test_one_command_makes_every_file(finished):
     lines = (output / "results.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [(r["objective"], r["seed"]) for r in records] == sorted(
-        (name, seed) for name in WANTED[0] for seed in WANTED[1]
+        (name, seed) for name in [*WANTED[0], "oracle"] for seed in WANTED[1]
     )
     for record in records:
+        if record["objective"] == "oracle":
+            assert record["figures"]["ppl_oracle"] > 1
+            continue
         assert {*synthetic_table.COLUMNS} <= record["figures"].keys()
         assert all(math.isfinite(value) for value in record["figures"].values())
         assert 0 <= record["figures"]["sequence_tvd"] <= 1
-        assert record["versions"].keys() == {"tvd-gen", "torch", "transformers"}
+        assert record["versions"].keys() == {"tvd-gen", "torch", "transformers", "processor"}
         assert 1 <= record["training"]["best_epoch"] <= record["training"]["epoch"] == 2
     table = (output / "table.md").read_text()
     assert "| tailr-0.1 | 2 |" in table
@@ -227,6 +230,37 @@ def test_other_settings_are_refused(finished):
     other = dataclasses.replace(TINY, test=31)
     with pytest.raises(ConfigError, match="test was 30"):
         synthetic.run(experiment.root.parent, other, *files, *WANTED, 1)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_sentences_of_the_oracle_that_have_changed_are_noticed(finished, split):
+    """The oracle's own probabilities are of the sentences that it drew, in their order."""
+    experiment, files = finished
+    file = experiment.data / f"{split}.jsonl"
+    before = file.read_bytes()
+    for change, told in (
+        (lambda: file.write_bytes(b"".join(before.splitlines(True)[::-1])), "has changed"),
+        (file.unlink, "is not there"),
+    ):
+        change()
+        with pytest.raises(ConfigError, match=rf"{split}.jsonl: {told}.*remove .*oracle-figures"):
+            synthetic.run(experiment.root.parent, TINY, *files, *WANTED, 1)
+    own = experiment.own.read_text()
+    experiment.own.unlink()
+    synthetic.run(experiment.root.parent, TINY, *files, *WANTED, 1)
+    assert (file.read_bytes(), experiment.own.read_text()) == (before, own)
+
+
+def test_a_table_can_be_made_of_the_lines(finished, monkeypatch, capsys):
+    output = finished[0].root.parent
+    monkeypatch.setattr("sys.argv", ["synthetic_table.py", str(output / "results.jsonl")])
+    synthetic_table.main()
+    assert capsys.readouterr().out == (output / "table.md").read_text() + "\n"
+    (output / "results.jsonl").rename(output / "kept.jsonl")
+    (output / "results.jsonl").write_text('{"objective": "ce"}\n')
+    with pytest.raises(SystemExit, match=r"results.jsonl:1: has not objective, seed, figures"):
+        synthetic_table.main()
+    (output / "kept.jsonl").rename(output / "results.jsonl")
 
 
 def test_another_seed_cannot_have_other_settings_or_captions(finished, tmp_path):
@@ -327,13 +361,13 @@ def test_differences_are_paired_by_seed():
 
     records = [record("ce", seed, 0) for seed in (1, 2, 3)]
     records += [record("tailr", seed, 1) for seed in (1, 2)]
-    table = synthetic_table.render(records, [])
+    table = synthetic_table.render(records)
     assert "| ce | 3 | 20 ± 10 |" in table
     assert "| tailr† | 2 | +1.01 (p 0.0031) |" in table
     assert "Differences to ce," in table
     assert "Differences to ce-continued" not in table
     control = [{**record("ce-continued", seed, 2), "after_ce": True} for seed in (1, 2, 3)]
-    table = synthetic_table.render(records + control, [])
+    table = synthetic_table.render(records + control)
     last = table.split("Differences to ce-continued†")[1]
     assert "| tailr† | 2 | -1.01 (p 0.0031) |" in last
     assert "ce-continued† |" not in last

@@ -2,10 +2,11 @@
 
     python scripts/paper/check.py runs/paper-check
 
-The folder has `synthetic` (synthetic.py) and `small_tasks` (small_tasks.py), with all objectives.
-Their figures mean nothing when they are quick, but no total variation is above 1 or above what
-Pinsker's inequality allows, no student knows the oracle's sentences better than the oracle, no run
-is missing and none has diverged.
+The folder has `synthetic` (synthetic.py) and `small_tasks` (small_tasks.py), with all objectives,
+`toy` (toy.py) and `perturbation` (perturbation.py). Their figures mean nothing when they are quick,
+but no total variation is above 1 or above what Pinsker's inequality allows, no fit of the toy is
+better by a divergence than the one that was fitted by it, no student knows the oracle's sentences
+better than the oracle, no run is missing and none has diverged.
 """
 
 import argparse
@@ -14,17 +15,18 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from recipe import objectives
+from recipe import ORACLE, objectives
 from small_plans import SWEEPS, TASKS
+from tables import read_lines
 
 SLACK = 0.05  # nats a sentence: the oracle's are a sample
 
 
 def faults_of_students(folder: Path) -> Iterator[str]:
     """What is wrong with results.jsonl of synthetic.py."""
-    records = _lines(folder / "results.jsonl")
+    records = read_lines(folder / "results.jsonl", ("objective", "figures"))
+    records = [record for record in records if record["objective"] != ORACLE]
     if missing := objectives().keys() - {record["objective"] for record in records}:
         yield f"synthetic: no figures of {', '.join(sorted(missing))}"
     for record in records:
@@ -41,7 +43,7 @@ def faults_of_students(folder: Path) -> Iterator[str]:
 
 def faults_of_runs(folder: Path) -> Iterator[str]:
     """What is wrong with results.jsonl of small_tasks.py."""
-    lines = _lines(folder / "results.jsonl")
+    lines = read_lines(folder / "results.jsonl", ("task", "objective", "run"))
     found = {(line["task"], line["objective"]) for line in lines}
     for wanted in ((task, sweep.label) for task in TASKS for sweep in SWEEPS):
         if wanted not in found:
@@ -52,10 +54,27 @@ def faults_of_runs(folder: Path) -> Iterator[str]:
             yield f"small tasks, {line['run']}: nll {numbers}"
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        sys.exit(f"{file} is not there: nothing to check; `make paper-check` makes it")
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+def faults_of_toy(folder: Path) -> Iterator[str]:
+    """What is wrong with toy.json of toy.py."""
+    fits = json.loads((folder / "toy.json").read_text("utf-8"))["fits"]
+    least = {key: min(fit[key] for fit in fits) for key in ("kl", "tvd")}
+    for fit in fits:
+        if not 0.0 < fit["tvd"] <= min(1.0, math.sqrt(fit["kl"] / 2.0)):
+            yield f"toy, {fit['divergence']}: TVD {fit['tvd']:g} and KL {fit['kl']:g} contradict"
+        key = fit["divergence"]
+        if key in least and fit[key] > least[key] + 1e-6:
+            yield f"toy: the best fit by {key} has {fit[key]:g}, another one {least[key]:g}"
+
+
+def faults_of_spoilt(folder: Path) -> Iterator[str]:
+    """What is wrong with perturbation.json of perturbation.py, one folder for each seed."""
+    for file in sorted(folder.glob("*/perturbation.json")) or [folder / "perturbation.json"]:
+        for record in json.loads(file.read_text("utf-8"))["results"]:
+            name = f"{file.parent.name}, {record['model']}, {record['kind']} {record['edits']}"
+            if not all(math.isfinite(record[key]["value"]) for key in ("nll", "rise")):
+                yield f"{name}: a number is not finite"
+            if not 0.0 <= record["more_probable"]["value"] <= 1.0:
+                yield f"{name}: a share of {record['more_probable']['value']:g}"
 
 
 def main() -> None:
@@ -65,7 +84,16 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
-    faults = [*faults_of_students(folder / "synthetic"), *faults_of_runs(folder / "small_tasks")]
+    laws = {
+        "synthetic": faults_of_students,
+        "small_tasks": faults_of_runs,
+        "toy": faults_of_toy,
+        "perturbation": faults_of_spoilt,
+    }
+    try:
+        faults = [fault for name, law in laws.items() for fault in law(folder / name)]
+    except (OSError, ValueError) as error:
+        sys.exit(f"{error}; `make paper-check` makes what is checked")
     sys.exit("\n".join(faults) or None)
 
 

@@ -39,6 +39,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arguments import count
 from edits import EDITS, versions, vocabulary_of
+from provenance import made_with
 from significance import Sums, bootstrap, difference, joined, mean_of, ratio_of
 from tables import draw, number, table
 from tvd_gen.config import load_config
@@ -146,7 +147,12 @@ def read_texts(
     else:
         raise ConfigError(f"{run}: is no run folder; give --texts FILE")
     spec = dataclasses.replace(spec, streaming=False)
-    rows = load_corpus(spec, fields, splits=(split,), required=(split,)).splits[split]
+    try:
+        rows = load_corpus(spec, fields, splits=(split,), required=(split,)).splits[split]
+    except TvdGenError as error:
+        if "data.columns" not in str(error):
+            raise
+        raise ConfigError(f"{error}\n(here data.columns is --columns FIELD=COLUMN ...)") from None
     assert isinstance(rows, Dataset)
     short = [i for i, text in enumerate(rows[fields[-1]]) if len(text.split()) <= max_words]
     print(f"{min(len(short), limit)} texts of {len(rows)}")
@@ -292,6 +298,7 @@ def run(given: argparse.Namespace) -> None:
     )
     settings = {name: getattr(given, name) for name in ("models", "texts", "columns", "limit")}
     settings |= {name: getattr(given, name) for name in ("edits", "kinds", "resamples", "seed")}
+    settings |= {"max_words": given.max_words, "versions": made_with()}
     write_json(folder / "perturbation.json", {"settings": settings, "results": records})
     print(shown(records))
     draw(

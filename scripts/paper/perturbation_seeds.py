@@ -1,6 +1,8 @@
 """Perturbation analyses of several seeds: means, deviations, and differences tested by seed.
 
     python scripts/paper/perturbation_seeds.py perturbation/seed-1 perturbation/seed-2 ...
+    python scripts/paper/perturbation_seeds.py ... --lines seeds.jsonl     # keep what it is made of
+    python scripts/paper/perturbation_seeds.py seeds.jsonl                 # and make it of that
 
 Each folder is an output of perturbation.py on one seed's models, with the same names and kinds of
 edits in all. In brackets: what a number is more than the first model's, or that of --base, and p of
@@ -17,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from significance import mean_sd, paired_t
-from tables import number, table
+from tables import number, read_lines, table
+from tvd_gen.run.folder import write_lines
 
 COLUMNS = {
     "nll": "nll",
@@ -25,18 +28,81 @@ COLUMNS = {
     "more_probable": "more probable",
     "more_probable_total": "in total",
 }
+ALIKE = ("limit", "max_words", "edits", "kinds", "seed", "columns")
+"""settings that all seeds must share"""
 Key = tuple[str, str, int]
+Seed = Mapping[Key, Mapping[str, float]]
+Line = Mapping[str, Any]
+"""of one model of one seed: the folder, the model's name and place, settings, and its numbers"""
 
 
-def read(folder: Path) -> dict[Key, Mapping[str, Any]]:
-    """model, kind and number of edits -> the record."""
-    records = json.loads((folder / "perturbation.json").read_text("utf-8"))["results"]
-    return {(each["model"], each["kind"], each["edits"]): each for each in records}
+def read(places: Sequence[Path]) -> list[Line]:
+    """The lines of folders and files of lines.
+
+    ValueError where one is no perturbation analysis, where a seed is there twice, and where seeds
+    were made with unlike settings.
+    """
+    lines = [line for place in places for line in _lines(place)]
+    seeds: dict[str, list[str]] = {}
+    for line in lines:
+        seeds.setdefault(line["folder"], []).append(line["place"])
+        for name in ALIKE:
+            own, first = (each["settings"].get(name) for each in (line, lines[0]))
+            if own != first:
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{line['folder']}: {option} {own}, others have {first}")
+    folder_of: dict[str, str] = {}
+    for folder, models in seeds.items():
+        other = folder_of.setdefault(json.dumps(models), folder)
+        if other != folder or len(set(models)) < len(models):
+            raise ValueError(f"{folder}: the models of {other} again; each seed counts once")
+    return lines
 
 
-def render(
-    seeds: Sequence[Mapping[Key, Mapping[str, Any]]], edits: Sequence[int], base: str | None = None
-) -> str:
+def _lines(place: Path) -> list[Line]:
+    if place.is_file():
+        return read_lines(place, ("folder", "model", "place", "settings", "numbers"))
+    file = place / "perturbation.json"
+    text = file.read_text("utf-8")
+    try:
+        tree = json.loads(text)
+        settings, models = dict(tree["settings"]), {}
+        for record in tree["results"]:
+            numbers = {key: record[key] for key in ("kind", "edits", "texts")}
+            numbers |= {column: record[column]["value"] for column in COLUMNS}
+            models.setdefault(record["model"], []).append(numbers)
+        named = zip(models.items(), settings.pop("models"), strict=True)
+        return [
+            {"folder": str(place), "model": name, "place": model, "settings": settings}
+            | {"numbers": numbers}
+            for (name, numbers), model in named
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file}: was not written by perturbation.py ({told})") from None
+
+
+def by_seed(lines: Sequence[Line]) -> list[Seed]:
+    """(model, kind, number of edits) -> the numbers, of each seed."""
+    seeds: dict[str, dict[Key, Mapping[str, float]]] = {}
+    for line in lines:
+        for each in line["numbers"]:
+            seeds.setdefault(line["folder"], {})[line["model"], each["kind"], each["edits"]] = each
+    return list(seeds.values())
+
+
+def keep(file: Path, lines: Sequence[Line], edits: Sequence[int]) -> None:
+    """Write the lines, with the numbers of these numbers of edits."""
+    write_lines(
+        file,
+        (
+            {**line, "numbers": [each for each in line["numbers"] if each["edits"] in edits]}
+            for line in lines
+        ),
+    )
+
+
+def render(seeds: Sequence[Seed], edits: Sequence[int], base: str | None = None) -> str:
     """Markdown; ValueError where the folders have different models or kinds."""
     keys = [key for key in seeds[0] if key[2] in edits]
     if not keys:
@@ -52,8 +118,7 @@ def render(
         cells = []
         for column in COLUMNS:
             own, other = (
-                [seed[name, kind, count][column]["value"] for seed in seeds]
-                for name in (model, base)
+                [seed[name, kind, count][column] for seed in seeds] for name in (model, base)
             )
             cells.append(_spread(own) + ("" if model == base else f" ({_away(own, other)})"))
         rows.append([model, kind, str(count), *cells])
@@ -76,12 +141,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--edits", nargs="+", type=int, default=[1, 5])
     parser.add_argument("--base", metavar="MODEL", help="default: the first")
+    parser.add_argument(
+        "--lines", type=Path, metavar="FILE", help="write what the table is made of"
+    )
     given = parser.parse_args()
     try:
-        print(render([read(folder) for folder in given.folders], given.edits, given.base))
+        lines = read(given.folders)
+        print(render(by_seed(lines), given.edits, given.base))
+        if given.lines:
+            keep(given.lines, lines, given.edits)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

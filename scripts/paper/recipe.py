@@ -96,6 +96,9 @@ AFTER_CE = ("ce-continued", "dft", *GOLDS, "asft", "loss_truncation")
 """They begin from what cross-entropy has learned: published so, or no weight is left at the start.
 The first of them is the control: as many steps, and no other objective."""
 
+ORACLE = "oracle"
+"""in the place of a student's name, where the oracle's own figures stand"""
+
 RESEEDED = "ce-reseeded"
 """A control: oracle and students have one seed, as published, so they begin with the same weights;
 this student has another."""

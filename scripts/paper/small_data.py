@@ -51,9 +51,12 @@ def _bare(text: str) -> str:
 
 def _short(file: Path, most_words: int) -> Iterator[tuple[str, str]]:
     seen = set()
-    with file.open(encoding="utf-8", newline="\n") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            parts = line.rstrip("\r\n").split("\t")
+            try:
+                parts = line.decode().rstrip("\r\n").split("\t")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file}:{number}: no UTF-8: {error.reason}") from None
             if len(parts) < 2:
                 raise ValueError(f"{file}:{number}: needs English TAB German")
             pair = parts[0], parts[1]

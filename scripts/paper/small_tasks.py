@@ -3,7 +3,7 @@
     python scripts/paper/small_tasks.py --jobs 2 --tatoeba deu.txt    # hours; resumable
     python scripts/paper/small_tasks.py --screen ...                  # each once: which to tune?
     python scripts/paper/small_tasks.py --quick                       # minutes: does it all run?
-    python scripts/paper/small_tasks.py --table                       # of what is finished
+    python scripts/paper/small_tasks.py --table [results.jsonl]       # of what is finished
 
 Translation, German to English, and summarization, a package's description to its synopsis, by small
 Transformers from scratch. Those that summarize first learn to give the description's first
@@ -23,7 +23,6 @@ package descriptions that ship; --descriptions names a folder of {train,valid,te
 
 import argparse
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -43,6 +42,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from arguments import count
+from provenance import made_with
 from side_by_side import ProcessDied, side_by_side
 from significance import mean_sd
 from small_data import SPLITS, files_of, tatoeba, write_leads, write_splits
@@ -65,7 +65,7 @@ from small_plans import (
     plan,
     plan_lead,
 )
-from tables import number, table
+from tables import number, read_lines, table
 from tvd_gen.config import load_config
 from tvd_gen.data.readers import source_file
 from tvd_gen.errors import NonFiniteError, TvdGenError
@@ -91,6 +91,7 @@ def finish(run: Plan) -> Tree:
         "seed": run.seed,
         "steps": run.tree["training"]["max_steps"],
         "config": fingerprint(run),
+        "versions": made_with(),
     }
     began = time.monotonic(), time.process_time()
     try:
@@ -135,17 +136,15 @@ class NotTuned(ValueError):
 
 
 class Results:
-    """results.jsonl of an output folder: a line for each finished run, the newest last."""
+    """results.jsonl: a line for each finished run, the newest last."""
 
-    def __init__(self, output: Path) -> None:
-        self.file = output / "results.jsonl"
-        text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
-        whole, _, cut = text.rpartition("\n")
-        if cut:  # a full disk, a power loss: its run is measured again
-            write_text(self.file, f"{whole}\n" if whole else "")
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if not all("run" in line for line in lines):
-            raise ValueError(f"{self.file}: is not of small_tasks.py; take another --output")
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        if self.file.exists():
+            whole, _, cut = self.file.read_bytes().rpartition(b"\n")
+            if cut:  # a full disk, a power loss: its run is measured again
+                write_text(self.file, f"{whole.decode()}\n" if whole else "")
+        lines = read_lines(self.file, ("run", "steps")) if self.file.exists() else []
         self.lines: dict[str, Tree] = {line["run"]: line for line in lines}
 
     def add(self, line: Tree) -> None:
@@ -199,7 +198,7 @@ def run_all(
     settings: Settings, tasks: Sequence[Task], sweeps: Sequence[Sweep], jobs: int, say: Say
 ) -> Results:
     """What others begin with first, the leads and cross-entropy; then every grid; every seed."""
-    results, seeds = Results(settings.output), settings.seeds
+    results, seeds = Results(settings.output / "results.jsonl"), settings.seeds
     for task in tasks:
         if task.lead_steps:
             place = data_section(settings, task, settings.data[task.name])
@@ -331,7 +330,10 @@ def options() -> argparse.ArgumentParser:
         "--screen", action="store_true", help="each once, at its grid's middle: which to tune?"
     )
     made.add_argument("--quick", action="store_true", help="tiny models and data, a few steps")
-    made.add_argument("--table", action="store_true", help="only print what is finished")
+    made.add_argument(
+        "--table", nargs="?", const=True, metavar="FILE",
+        help="only print what is finished, here or in another results.jsonl",
+    )  # fmt: skip
     made.add_argument("--output", type=Path, help="default: runs/small_tasks, or .../quick")
     return made
 
@@ -349,8 +351,12 @@ def main(words: Sequence[str] | None = None) -> None:
     size = QUICK if given.quick else Size()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every finally
     seeds = tuple(given.seeds[:1] if given.quick or given.screen else given.seeds)
+    table_of = Path(given.output / "results.jsonl" if given.table is True else given.table or "")
     try:
-        given.output.mkdir(parents=True, exist_ok=True)
+        if given.table and not table_of.is_file():
+            raise ValueError(f"{table_of}: no such file; there are no finished runs to tell of")
+        if not given.table:
+            given.output.mkdir(parents=True, exist_ok=True)
         places = BUILT_IN if given.table else data_of(given)
         settings = Settings(given.output, seeds, size, steps, places)
         sweeps = chosen_sweeps(given.objectives, say)
@@ -359,13 +365,15 @@ def main(words: Sequence[str] | None = None) -> None:
         if given.screen:
             sweeps = [replace(each, grid=each.middle) for each in sweeps]
         if given.table:
-            results = Results(given.output)
+            results = Results(table_of)
         else:
             results = run_all(settings, tasks, sweeps, given.jobs, say)
-        text = report(settings, tasks, sweeps, results)
+        if not (text := report(settings, tasks, sweeps, results)):
+            raise ValueError(f"{results.file}: has no finished runs of these tasks and objectives")
     except (TvdGenError, ProcessDied, ValueError, OSError) as fault:
         raise SystemExit(f"{type(fault).__name__}: {fault}") from fault
-    write_text(given.output / "small_tasks.md", text)
+    if not given.table:
+        write_text(given.output / "small_tasks.md", text)
     print(text)
 
 

@@ -7,13 +7,13 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recipe import AFTER_CE, Settings, oracle_config, student_config
+from provenance import made_with
+from recipe import AFTER_CE, ORACLE, Settings, oracle_config, student_config
 from sentences import GO, Ids, Samples, SentenceModel, compare
 from tvd_gen.config import load_config
 from tvd_gen.data.readers import source_file
@@ -26,7 +26,6 @@ from tvd_gen.run.folder import write_json, write_lines
 Say = Callable[[str], None]
 
 DRAWS = ("train", "validation", "test", "again")
-PACKAGES = ("tvd-gen", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -98,18 +97,27 @@ def train_oracle(experiment: Experiment, say: Say) -> None:
 
 
 def sample_oracle(experiment: Experiment, say: Say) -> None:
-    """What students learn from and are measured on, and the oracle's own figures for those."""
+    """What students learn from and are measured on, and the oracle's own figures for those.
+
+    ConfigError where they were drawn and a file has changed since.
+    """
     settings = experiment.settings
     counts = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    files = {split: experiment.data / f"{split}.jsonl" for split in counts}
     if experiment.own.exists():
+        drawn = json.loads(experiment.own.read_text("utf-8")).get("data_sha256", {})
+        for split, file in files.items():
+            if not file.exists() or source_file(file).sha256 != drawn.get(split):
+                told = "has changed since the oracle drew it" if file.exists() else "is not there"
+                raise ConfigError(f"{file}: {told}; remove {experiment.own}, and it is drawn again")
         return
     oracle = load(experiment.oracle, settings)
     for split, count in counts.items():
         texts = _texts(oracle, oracle.sample(count, experiment.draw(split)))
         # by length: every evaluation of every student then has next to no padding
         ordered = sorted(texts, key=len) if split == "validation" else texts
-        _write_rows(experiment.data / f"{split}.jsonl", ordered)
-    test = _read_rows(oracle, experiment.data / "test.jsonl")
+        _write_rows(files[split], ordered)
+    test = _read_rows(oracle, files["test"])
     logp = oracle.logp(test)
     drawn = oracle.sample(settings.test, experiment.draw("again"))
     again = _bleus(oracle, drawn, test)
@@ -118,7 +126,18 @@ def sample_oracle(experiment: Experiment, say: Say) -> None:
         "ppl_test": oracle.perplexity(test, logp),
         **again,
     }
-    write_json(experiment.own, {"figures": figures, "test_logp": logp.tolist()})
+    record = {
+        "objective": ORACLE,
+        "seed": experiment.seed,
+        "after_ce": False,
+        "settings": dataclasses.asdict(settings),
+        "versions": made_with(),
+        "training": _training(experiment.oracle),
+        "figures": figures,
+    }
+    hashes = {split: source_file(file).sha256 for split, file in files.items()}
+    kept = {"record": record, "data_sha256": hashes, "test_logp": logp.tolist()}
+    write_json(experiment.own, kept)
     say(f"oracle: {settings.test} sentences, perplexity {figures['ppl_test']:.2f}")
 
 
@@ -158,7 +177,7 @@ def run_student(experiment: Experiment, name: str, say: Say) -> None:
         "section": config["objective"],
         "after_ce": name in AFTER_CE,
         "settings": dataclasses.asdict(experiment.settings),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": made_with(),
         "training": _training(folder),
         "seconds": seconds,  # of this process: less where an earlier one had done a part
         "figures": figures,

@@ -163,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit("give both --captions and --validation, or neither")
         for file in files:
             if not file.is_file():
-                sys.exit(f"{file}: no such file; captions are texts, one a line")
+                told = "is a folder" if file.is_dir() else "no such file"
+                sys.exit(f"{file}: {told}; captions are texts, one a line")
         wanted = given.objectives, given.seeds, given.jobs
         table, faults = run(given.output, settings, *files, *wanted)
     except (TvdGenError, ProcessDied, OSError) as error:

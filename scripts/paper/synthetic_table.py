@@ -1,12 +1,18 @@
-"""Results of several seeds: means, deviations, and differences that are tested by seed."""
+"""Results of several seeds: means, deviations, and differences that are tested by seed.
 
+python scripts/paper/synthetic_table.py results.jsonl     # of synthetic.py; prints its table
+"""
+
+import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe import ORACLE
 from significance import mean_sd, paired_t
-from tables import table
+from tables import read_lines, table
 from tvd_gen.run.folder import write_lines, write_text
 
 BASE, CONTROL = "ce", "ce-continued†"
@@ -38,42 +44,37 @@ the last model is taken, of the others that of the lowest nll.
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:
-    """The records of all measured students, by objective and seed."""
-    files = sorted(folder.glob("seed-*/students/*/figures.json"))
-    records = [json.loads(file.read_text("utf-8")) for file in files]
+    """The records of all measured students and of the oracles, by objective and seed."""
+    students = sorted(folder.glob("seed-*/students/*/figures.json"))
+    records = [json.loads(file.read_text("utf-8")) for file in students]
+    oracles = sorted(folder.glob("seed-*/oracle-figures.json"))
+    records += [json.loads(file.read_text("utf-8"))["record"] for file in oracles]
     return sorted(records, key=lambda record: (record["objective"], record["seed"]))
-
-
-def oracles(folder: Path) -> list[dict[str, float]]:
-    """The figures of the seeds' oracles themselves."""
-    files = sorted(folder.glob("seed-*/oracle-figures.json"))
-    return [json.loads(file.read_text("utf-8"))["figures"] for file in files]
 
 
 def write(folder: Path) -> str:
     """results.jsonl and table.md; the table."""
     records = collect(folder)
     write_lines(folder / "results.jsonl", records)
-    text = render(records, oracles(folder))
+    text = render(records)
     write_text(folder / "table.md", text)
     return text
 
 
-def render(records: Sequence[Mapping[str, Any]], oracles: Sequence[Mapping[str, float]]) -> str:
+def render(records: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: figures, then differences to cross-entropy, and of those with a † to control."""
     records = [{**record, "objective": _shown(record)} for record in records]
     names = list(dict.fromkeys(record["objective"] for record in records))
-    names.sort(key=lambda name: (name != BASE, name))
+    names.sort(key=lambda name: (name != ORACLE, name != BASE, name))
     figures = {name: _by_seed(records, name) for name in names}
-    own = [_spread([figure[key] for figure in oracles if key in figure]) for key in COLUMNS]
-    rows = [["oracle", str(len(oracles)), *own]]
+    rows = []
     for name, seeds in figures.items():
-        cells = [_spread([figure[key] for figure in seeds.values()]) for key in COLUMNS]
+        cells = [_spread([each[key] for each in seeds.values() if key in each]) for key in COLUMNS]
         rows.append([name, str(len(seeds)), *cells])
     parts = [LEGEND, table(["objective", "seeds", *COLUMNS.values()], rows)]
     after = [name for name in names if name.endswith("†")]
     for base, others in ((BASE, names), (CONTROL, after)):
-        others = [name for name in others if name != base]
+        others = [name for name in others if name not in (base, ORACLE)]
         if base not in figures or not others:
             continue
         parts.append(
@@ -114,3 +115,19 @@ def _tested(differences: Sequence[float]) -> str:
         return ""
     p = f" (p {paired_t(differences):.2g})" if len(differences) > 1 else ""
     return f"{mean_sd(differences)[0]:+.3g}{p}"
+
+
+def main() -> None:
+    """Read, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path)
+    try:
+        print(render(read_lines(parser.parse_args().results, ("objective", "seed", "figures"))))
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

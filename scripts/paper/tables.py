@@ -1,10 +1,25 @@
-"""Markdown tables and the plots beside them."""
+"""The files of numbers, and markdown tables and plots of them."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 NO_PLOT = "no plot: matplotlib is not installed; pip install matplotlib (or tvd-gen[plots])"
+
+
+def read_lines(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file that all have these keys; ValueError names the line."""
+    found = []
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:  # UnicodeDecodeError is one
+            raise ValueError(f"{file}:{number}: no JSON: {error}") from None
+        if not isinstance(record, dict) or any(key not in record for key in keys):
+            raise ValueError(f"{file}:{number}: has not {', '.join(keys)}; is it the right file?")
+        found.append(record)
+    return found
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -33,6 +33,7 @@ TVD, whose gradient has weight 1 wherever q < p, as nobody knows p.
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from provenance import made_with
 from tables import draw, number, table
 from tvd_gen import TaiLr
 from tvd_gen.run.folder import write_json
@@ -194,9 +196,12 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/toy"))
     folder = parser.parse_args().output
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"--output {folder}: {error.strerror}")
     found = fits()
-    settings = {"target": PARTS, "grid_step": STEP, "bin": BIN}
+    settings = {"target": PARTS, "grid_step": STEP, "bin": BIN, "versions": made_with()}
     write_json(folder / "toy.json", settings | {"fits": [asdict(each) for each in found]})
     rows = [
         [each.divergence, "" if each.gamma is None else f"{each.gamma:g}"]
