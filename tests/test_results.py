@@ -1,0 +1,116 @@
+"""RESULTS.md's tables are what the lines in scripts/paper/results say, cell by cell."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import small_plans
+import small_tasks
+import synthetic_table
+from significance import mean_sd, paired_t, sign_flip
+from tables import number, read_lines
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "scripts/paper/results"
+SECTIONS = {
+    part.split("\n")[0].split(" (")[0]: part
+    for part in re.split(r"^##+ ", (ROOT / "RESULTS.md").read_text("utf-8"), flags=re.M)
+}
+SYNTHETIC = {
+    "The synthetic oracle experiment": "synthetic.jsonl",
+    "The other six, and GOLD as published": "synthetic_rest.jsonl",
+}
+SMALL = {
+    "translation": "Translation at the size of two cores",
+    "summarization": "Summarization at the size of two cores",
+}
+TUNED = {
+    "translation": ("ce", "tailr", "focal", "confidence_penalty", "eaft"),
+    "summarization": ("ce", "tailr", "gce", "focal", "unlikelihood", "confidence_penalty", "eaft"),
+}
+SECOND = ("ce", "ce continued", "gold_p", "asft", "gold_p lagged")
+
+
+def rows(text):
+    lines = {line for line in text.splitlines() if line.startswith("| ")}
+    return {line for line in lines if not line.startswith("| ---")}
+
+
+@pytest.mark.parametrize("section", SYNTHETIC)
+def test_the_synthetic_tables(section):
+    lines = read_lines(KEPT / SYNTHETIC[section], ("objective", "seed", "figures"))
+    made = rows(synthetic_table.render(lines))
+    assert len(made) > 20
+    left = rows(SECTIONS[section]) - made
+    assert not made - rows(SECTIONS[section])
+    assert all(line.startswith("| oracle | 5 ") for line in left)  # kept with no lines
+
+
+def small(file, task, labels=None, screen=False):
+    """The table of small_tasks.py --table FILE."""
+    sweeps = [each for each in small_plans.SWEEPS if labels is None or each.label in labels]
+    if screen:
+        sweeps = [small_tasks.replace(each, grid=each.middle) for each in sweeps]
+    settings = small_plans.Settings(
+        Path("runs/small_tasks"),
+        (1,) if screen else (1, 2, 3),
+        small_plans.Size(),
+        dict.fromkeys(small_plans.TASKS, 2500),
+        small_plans.BUILT_IN,
+    )
+    results = small_tasks.Results(KEPT / file)
+    return rows(small_tasks.report(settings, [small_plans.TASKS[task]], sweeps, results))
+
+
+@pytest.mark.parametrize("task", SMALL)
+def test_the_small_tasks_tables(task):
+    made = small("small_tasks.jsonl", task, screen=True)
+    made |= small("small_tasks.jsonl", task, TUNED[task])
+    if task == "summarization":
+        made |= small("small_tasks_second.jsonl", task, SECOND)
+    else:
+        made |= small("small_tasks_third.jsonl", task, screen=True)
+    assert len(made) == {"translation": 1 + 20 + 5 + 4, "summarization": 1 + 20 + 7 + 5}[task]
+    assert {row for row in rows(SECTIONS[SMALL[task]]) if len(row.split("|")) > 10} == made
+
+
+@pytest.mark.parametrize("task", SMALL)
+def test_the_differences_of_small_tasks(task):
+    """Difference, seeds and both p over seeds; the bootstrap's cells need the predictions."""
+    found = 0
+    for row in rows(SECTIONS[SMALL[task]]):
+        cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        if len(cells) != 8 or cells[5] != "3":
+            continue
+        own, base, file = group(cells[0], task)
+        lines = [json.loads(line) for line in (KEPT / file).read_text("utf-8").splitlines()]
+        ours, theirs = (
+            {each["seed"]: each["test"][cells[1]] for each in lines if wanted(each)}
+            for wanted in (own, base)
+        )
+        assert sorted(ours) == sorted(theirs) == [1, 2, 3]
+        differences = [ours[seed] - theirs[seed] for seed in ours]
+        gap = mean_sd(list(ours.values()))[0] - mean_sd(list(theirs.values()))[0]
+        tests = [number(each(differences), 4) for each in (paired_t, sign_flip)]
+        assert [cells[2], *cells[6:]] == [f"{gap:+.3f}", *tests], row
+        found += 1
+    assert found == {"translation": 20, "summarization": 45}[task]
+
+
+def group(label, task):
+    """What a run must be to belong to the label, and to its base; the file of both."""
+    name, *settings = label.split(" ")
+    values = dict(each.split("=") for each in settings)
+    lagged = " lagged" if values.pop("weights_from", None) else ""
+    (sweep,) = (each for each in small_plans.SWEEPS if each.label == name + lagged)
+    value = float(values[sweep.tuned])
+    second = sweep.after_ce
+    base = "ce continued" if second else "ce"
+    file = "small_tasks_second.jsonl" if second else "small_tasks.jsonl"
+    return (
+        lambda line: (line["task"], line["objective"], line["value"]) == (task, sweep.label, value),
+        lambda line: (line["task"], line["objective"]) == (task, base),
+        file,
+    )
