@@ -9,6 +9,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 VENV ?= .venv
 PIP_ARGS ?=
 RUN ?= runs/demo-summarization
+QUICK_SEED := runs/paper-check/synthetic/seed-1
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -54,8 +55,9 @@ paper-check: $(STAMP)
 	$(BIN)/python scripts/paper/toy.py --output runs/paper-check/toy
 	$(BIN)/python scripts/paper/synthetic.py --quick --jobs 2 --seeds 1 --output runs/paper-check/synthetic
 	$(BIN)/python scripts/paper/small_tasks.py --quick --jobs 2 --output runs/paper-check/small_tasks
-	$(BIN)/python scripts/paper/perturbation.py $(addprefix runs/paper-check/synthetic/seed-1/,students/ce students/tailr-0.1 oracle) --limit 50 --edits 2 --output runs/paper-check/perturbation/seed-1
+	$(BIN)/python scripts/paper/perturbation.py $(addprefix $(QUICK_SEED)/,students/ce students/tailr-0.1 oracle) --texts $(QUICK_SEED)/data/test.jsonl --columns source=source target=target --limit 50 --edits 2 --output runs/paper-check/perturbation/seed-1
 	$(BIN)/python scripts/paper/perturbation_seeds.py runs/paper-check/perturbation/seed-1 --edits 1 --base oracle
+	$(BIN)/python scripts/paper/compare.py $(addprefix runs/paper-check/small_tasks/summarization/,ce-seed1 tailr-0.01-seed1 gce-0.1-seed1) --metrics rouge1 rougeL nll accuracy ece
 	$(BIN)/python scripts/paper/check.py runs/paper-check
 
 reliability-check: $(STAMP)

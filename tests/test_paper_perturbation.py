@@ -1,6 +1,7 @@
 """Spoilt texts: the laws of the edits, the scores beside torch's, and a whole small analysis."""
 
 import json
+import math
 import sys
 from itertools import pairwise, product
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tiny import LM, QUIET, config, text
 
+import check
 import perturbation
 import perturbation_seeds
 from edits import EDITS, repeat, substitute, truncate, versions, vocabulary_of
@@ -288,3 +290,23 @@ def test_a_table_of_kept_lines_is_the_same(tmp_path, monkeypatch, capsys):
     (folders[0] / "perturbation.json").write_text("{}")
     with pytest.raises(ValueError, match=r"perturbation.json: was not written by perturbation.py"):
         perturbation_seeds.read(folders)
+
+
+def test_laws_that_quick_analyses_are_judged_by_can_fail(tmp_path):
+    shown = seeds_folder(tmp_path / "seed-1", {"ce": 1.0})
+    assert not list(check.faults_of_spoilt(tmp_path))
+    tree = json.loads((shown / "perturbation.json").read_text())
+    for key, value, told in (
+        ("nll", math.inf, "not finite"),
+        ("more_probable", 1.5, "share of 1.5"),
+    ):
+        spoilt = [{**tree["results"][0], key: {"value": value}}]
+        (shown / "perturbation.json").write_text(json.dumps({**tree, "results": spoilt}))
+        assert told in next(check.faults_of_spoilt(tmp_path))
+
+
+def test_a_column_that_is_not_there_is_asked_for_by_the_option(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"source": "a", "text": "b c"}\n')
+    with pytest.raises(perturbation.ConfigError, match=r"here data.columns is --columns FIELD=COL"):
+        perturbation.read_texts([str(file)], {"source": "source"}, "", 5, 3)

@@ -246,6 +246,42 @@ def test_the_command_line_quick_in_this_process(tmp_path, capsys):
     assert (tmp_path / "small_tasks.md").read_text() == first.out[:-1]
 
 
+def test_a_user_s_own_pairs_and_descriptions(tmp_path, capsys):
+    """The long commands of RESULTS.md, small: --tatoeba, --descriptions, --screen."""
+    pairs, folder = tmp_path / "deu.txt", tmp_path / "debian"
+    folder.mkdir()
+    pairs.write_text("".join(f"tea number {i}\tTee Nummer {i}\n" for i in range(1900)))
+    for split in ("train", "valid", "test"):
+        rows = [{"text": f"{split} {i} is tea. It is hot.", "summary": "tea"} for i in range(40)]
+        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = ["--quick", "--screen", "--budget", "2", "--objectives", "ce", "tailr"]
+    words += ["--tatoeba", str(pairs), "--descriptions", str(folder), "--output", str(tmp_path)]
+    small_tasks.main(words)
+    out = capsys.readouterr().out
+    for task in ("translation", "summarization"):
+        assert f"## {task}, 2 steps" in out
+        assert (tmp_path / task / "tailr-0.1-seed1/predictions.jsonl").exists()
+    predictions = (tmp_path / "translation/ce-seed1/predictions.jsonl").read_text()
+    assert json.loads(predictions.splitlines()[0])["source"].startswith("Tee Nummer")
+    pairs.write_bytes(b"one\teins\ntwo\tzw\xf6lf\n")
+    with pytest.raises(SystemExit, match=r"deu.txt:2: no UTF-8"):
+        small_tasks.main(words)
+
+
+def test_a_table_of_nothing_is_no_table(tmp_path):
+    words = ["--quick", "--output", str(tmp_path / "out"), "--table"]
+    with pytest.raises(SystemExit, match="no such file; there are no finished runs"):
+        small_tasks.main(words)
+    assert not (tmp_path / "out").exists()
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text('{"run": "translation/ce-seed1", "steps": 12}\n')
+    with pytest.raises(SystemExit, match=r"kept.jsonl: has no finished runs of these"):
+        small_tasks.main([*words, str(kept), "--tasks", "summarization"])
+    kept.write_text("{\n")
+    with pytest.raises(SystemExit, match=r"kept.jsonl:1: no JSON"):
+        small_tasks.main([*words, str(kept)])
+
+
 @pytest.mark.parametrize("option", ["--jobs", "--budget", "--seeds"])
 def test_a_count_of_nothing_is_refused(option, tmp_path, capsys):
     """No jobs did nothing, and told of an objective that is not tuned; 0 steps were the default."""

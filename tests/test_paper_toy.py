@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import check
 import tables
 import toy
 
@@ -73,3 +74,19 @@ def test_the_figure_is_written_and_without_matplotlib_the_numbers_are(
     names = {"toy.json", "toy.svg", "toy.png"} if there else {"toy.json"}
     assert {file.name for file in tmp_path.iterdir()} == names
     assert (tables.NO_PLOT in capsys.readouterr().out) is not there
+    assert not list(check.faults_of_toy(tmp_path))
+    for change, told in (
+        ({"tvd": 0.7}, "kl: TVD 0.7 and KL"),
+        ({"kl": 1.0}, "best fit by kl has 1"),
+    ):
+        spoilt = {**written, "fits": [{**written["fits"][0], **change}, *written["fits"][1:]]}
+        spoilt["fits"][-1] = {**written["fits"][0], "divergence": "bins"}
+        (tmp_path / "toy.json").write_text(json.dumps(spoilt))
+        assert told in next(check.faults_of_toy(tmp_path))
+
+
+def test_a_file_is_no_output_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["toy.py", "--output", str(tmp_path / "file")])
+    with pytest.raises(SystemExit, match=r"--output .*file: File exists"):
+        toy.main()

@@ -305,6 +305,8 @@ def test_captions_that_cannot_be_read_leave_nothing_behind(tmp_path, finished, c
     assert "captions.txt" in capsys.readouterr().err.splitlines()[0]
     with pytest.raises(SystemExit, match="2"):
         synthetic.main([*words, "--epochs", "-3"])
+    with pytest.raises(SystemExit, match="is a folder; captions are texts"):
+        synthetic.main(["--captions", str(tmp_path), *words[2:4], "--output", str(tmp_path / "o")])
 
 
 def test_who_begins_with_cross_entropy_ends_with_its_last_model(finished):
