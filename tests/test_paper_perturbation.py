@@ -250,6 +250,9 @@ def test_seeds_are_paired(tmp_path):
     told = rendered(folders, [1], "tailr")
     assert "| ce | repeat | 1 | 2.000 ± 1.000 (-2.000, p 0.074) | 1.000 ± 1.000 (-2.000" in told
     assert "| tailr | repeat | 1 | 4.000 ± 2.000 | 3.000 ± 2.000 |" in told
+    seeds = perturbation_seeds.by_seed(perturbation_seeds.read(folders))
+    lines = perturbation_seeds.render_of(seeds, [1], "tailr", "nll").splitlines()
+    assert lines[2:] == ["| tailr | 1 | 4.000 ± 2.000 |", "| ce | 1 | -2.000, p 0.074 |"]
 
 
 def test_seeds_of_other_models_are_refused(tmp_path):

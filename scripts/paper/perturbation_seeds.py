@@ -5,10 +5,10 @@
     python scripts/paper/perturbation_seeds.py seeds.jsonl                 # and make it of that
 
 Each folder is an output of perturbation.py on one seed's models, with the same names and kinds of
-edits in all. In brackets: what a number is more than the first model's, or that of --base, and p of
-a two-sided paired t-test, not corrected for their number. The base may be the truth, as the oracle
-of the synthetic experiment is (--base oracle): a model whose nll rises less than the truth's finds
-spoilt texts too probable, next to its own unspoilt ones.
+edits in all. In brackets, or alone with --column: what a number is more than the first model's, or
+that of --base, and p of a two-sided paired t-test, not corrected for their number. The base may be
+the truth, as the oracle of the synthetic experiment is (--base oracle): a model whose nll rises
+less than the truth's finds spoilt texts too probable, next to its own unspoilt ones.
 """
 
 import argparse
@@ -102,8 +102,8 @@ def keep(file: Path, lines: Sequence[Line], edits: Sequence[int]) -> None:
     )
 
 
-def render(seeds: Sequence[Seed], edits: Sequence[int], base: str | None = None) -> str:
-    """Markdown; ValueError where the folders have different models or kinds."""
+def _keys(seeds: Sequence[Seed], edits: Sequence[int], base: str | None) -> tuple[list[Key], str]:
+    """What is shown, and the base; ValueError where the folders have different models or kinds."""
     keys = [key for key in seeds[0] if key[2] in edits]
     if not keys:
         raise ValueError(f"--edits {' '.join(map(str, edits))}: none in the folders")
@@ -113,6 +113,12 @@ def render(seeds: Sequence[Seed], edits: Sequence[int], base: str | None = None)
     base = base or keys[0][0]
     if base not in {key[0] for key in keys}:
         raise ValueError(f"--base {base}: no model of that name")
+    return keys, base
+
+
+def render(seeds: Sequence[Seed], edits: Sequence[int], base: str | None = None) -> str:
+    """Markdown, a row for each model, kind and number of edits."""
+    keys, base = _keys(seeds, edits, base)
     rows = []
     for model, kind, count in keys:
         cells = []
@@ -123,6 +129,23 @@ def render(seeds: Sequence[Seed], edits: Sequence[int], base: str | None = None)
             cells.append(_spread(own) + ("" if model == base else f" ({_away(own, other)})"))
         rows.append([model, kind, str(count), *cells])
     return table(["model", "kind", "edits", *COLUMNS.values()], rows)
+
+
+def render_of(seeds: Sequence[Seed], edits: Sequence[int], base: str | None, column: str) -> str:
+    """Markdown of one column, the kinds side by side: the base's values, and how far others are."""
+    keys, base = _keys(seeds, edits, base)
+    kinds = list(dict.fromkeys(kind for _, kind, _ in keys))
+    models = dict.fromkeys((model, count) for model, _, count in keys)
+    rows = []
+    for model, count in sorted(models, key=lambda each: each[0] != base):  # stable
+        cells = []
+        for kind in kinds:
+            own, other = (
+                [seed[name, kind, count][column] for seed in seeds] for name in (model, base)
+            )
+            cells.append(_spread(own) if model == base else _away(own, other))
+        rows.append([model, str(count), *cells])
+    return table(["model", "edits", *kinds], rows)
 
 
 def _spread(own: Sequence[float]) -> str:
@@ -145,12 +168,16 @@ def main() -> None:
     parser.add_argument("--edits", nargs="+", type=int, default=[1, 5])
     parser.add_argument("--base", metavar="MODEL", help="default: the first")
     parser.add_argument(
+        "--column", choices=COLUMNS, help="this one alone, the kinds of edits side by side"
+    )
+    parser.add_argument(
         "--lines", type=Path, metavar="FILE", help="write what the table is made of"
     )
     given = parser.parse_args()
     try:
         lines = read(given.folders)
-        print(render(by_seed(lines), given.edits, given.base))
+        wanted = by_seed(lines), given.edits, given.base
+        print(render_of(*wanted, given.column) if given.column else render(*wanted))
         if given.lines:
             keep(given.lines, lines, given.edits)
     except (ValueError, OSError) as error:
