@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from families import collate, rows, tiny_model
+from families import arguments, collate, rows, tiny_model
+from test_exact import Break
 from test_trainer import assert_same_step, own_logits, trained, trainer_for
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 
@@ -25,9 +26,9 @@ from tvd_gen.objectives import (
     Sequences,
     Unlikelihood,
 )
-from tvd_gen.schedules import Linear
+from tvd_gen.schedules import Constant, Linear
 from tvd_gen.trainer.companions import follow, frozen_copy
-from tvd_gen.trainer.interception import IGNORE
+from tvd_gen.trainer.interception import IGNORE, LossRequest, take_targets
 
 SPLIT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 LEVELS = [
@@ -233,16 +234,81 @@ def test_weights_without_dropout_are_those_of_the_model_without_dropout(tmp_path
     torch.testing.assert_close(loss, value, rtol=1e-5, atol=1e-6)
 
 
-def test_weights_of_another_model_leave_the_loss_and_its_floor_what_they_are(tmp_path):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_of_another_model_leave_the_loss_and_its_floor_what_they_are(smoothing, tmp_path):
     """Without dropout the model in evaluation mode is the model."""
     found = []
     for source in ("model", "eval"):
         options = {"objective": TaiLr(0.8, 0.3), "weights_from": source}
+        options["label_smoothing"] = smoothing
         trainer = trainer_for(tiny_model("gpt2"), tmp_path, trainer=options)
         found.append(trainer.evaluate())
     for name in ("eval_loss", "eval_share_floored", "eval_mean_weight"):
         assert found[1][name] == pytest.approx(found[0][name], rel=1e-5), name
     assert found[0]["eval_share_floored"] > 0.5
+
+
+def with_head_adapter(seed=0, **options):
+    peft = pytest.importorskip("peft")
+    model = tiny_model("llama")
+    torch.manual_seed(seed)
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["lm_head"], **options))
+
+
+def test_weights_without_dropout_have_none_in_an_adapter_of_the_head(tmp_path, caplog):
+    """The head's product is made later than the body's, when the model trains again."""
+    model = with_head_adapter(lora_dropout=0.5, init_lora_weights=False)
+    options = {"objective": TaiLr(0.02, 0.2), "weights_from": "eval"}
+    trainer = trainer_for(model, tmp_path, cls=ObjectiveTrainer, trainer=options)
+    model, batch = trainer.model.train(), batch_of(trainer.model)
+    trainer.compute_loss(model, batch)
+    assert "own logits" not in caplog.text
+    targets, logits = own_logits(copy.deepcopy(model).eval(), batch)
+    expected, kept = target_grid(logits, targets)
+    inputs = dict(batch)
+    request = LossRequest(take_targets(inputs, shift=True), trainer.objective, torch.tensor(1.0))
+    look = trainer._old.look(inputs, "auto")
+    assert model.training
+    assert look.head is not None
+    torch.testing.assert_close(look.logp(request, "auto"), expected[kept], rtol=1e-4, atol=1e-5)
+    every = look.logits(request)(torch.arange(int(kept.sum())))
+    torch.testing.assert_close(every, logits[kept], rtol=1e-4, atol=1e-5)
+    assert all(module.training for module in model.modules())
+
+
+def test_an_adapter_that_adds_nothing_yet_makes_no_other_reference(tmp_path):
+    """A run that is started again draws it anew, and could not be gone on with."""
+    found = []
+    for seed, options in ((1, {}), (2, {}), (2, {"init_lora_weights": False})):
+        model = with_head_adapter(seed, **options)
+        trainer = trainer_for(model, tmp_path, trainer={"objective": ASFT()})
+        trainer._make_companions()
+        found.append(trainer.identity()["reference"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_where_weights_come_from_is_part_of_a_run(tmp_path):
+    each = [{}, *OPTIONS.values(), {"weights_from": "lagged", "weights_every": 3}]
+    made = [trainer_for(tiny_model("gpt2"), tmp_path, trainer=options) for options in each]
+    identities = [trainer.identity()["weights"] for trainer in made]
+    assert len(set(identities)) == len(each)
+
+
+def test_a_copy_is_made_anew_though_the_step_of_its_turn_is_left_out(tmp_path):
+    """Of the model as the step before left it; not one whole period later."""
+    seen = {}
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            pairs = zip(trainer.model.parameters(), trainer._old.model.parameters(), strict=True)
+            seen[state.global_step] = all(torch.equal(*pair) for pair in pairs)
+
+    options = {"weights_from": "lagged", "weights_every": 3, "max_skipped_steps": 1}
+    options["callbacks"] = [Watch(), Break(3)]
+    trainer = trainer_for(tiny_model("gpt2"), tmp_path, trainer=options, max_steps=8)
+    trainer.train()
+    assert trainer.skipped_steps == 1
+    assert [step for step, same in seen.items() if same] == [0, 3, 6]
 
 
 def test_an_average_of_half_precision_is_kept_in_float32():
@@ -292,11 +358,31 @@ def test_a_reference_of_another_vocabulary_is_refused(tmp_path):
     for objective in (ASFT(), GOLD()):
         other = tiny_model("gpt2", seed=5)
         other.resize_token_embeddings(90)
-        trainer = trainer_for(
-            tiny_model("gpt2"), tmp_path, trainer={"objective": objective, "reference": other}
-        )
+        options = {"objective": objective, "reference": other}
         with pytest.raises(ValueError, match="90 tokens"):
-            trainer.train()
+            trainer_for(tiny_model("gpt2"), tmp_path, trainer=options)
+    other.resize_token_embeddings(120)  # GOLD looks at targets alone
+    trainer_for(tiny_model("gpt2"), tmp_path, trainer={"objective": GOLD(), "reference": other})
+    with pytest.raises(ValueError, match="120 tokens"):
+        trainer_for(tiny_model("gpt2"), tmp_path, trainer={"objective": ASFT(), "reference": other})
+
+
+@pytest.mark.parametrize(("family", "other"), [("gpt2", "bart"), ("bart", "gpt2")])
+def test_a_reference_of_another_kind_is_refused(family, other, tmp_path):
+    """A decoder swallows decoder_input_ids; its states at the source were read as the target's."""
+    options = {"objective": ASFT(), "reference": tiny_model(other)}
+    with pytest.raises(ValueError, match=r"the reference model is an? .*, the trained one an? "):
+        trainer_for(tiny_model(family), tmp_path, trainer=options)
+
+
+def test_the_trained_model_is_no_reference(tmp_path):
+    """It would move with it: ASFT's anchor would hold nothing."""
+    model = tiny_model("gpt2")
+    data = rows(False)
+    with pytest.raises(ValueError, match="parameters that are trained, and would move"):
+        ObjectiveTrainer(
+            model, arguments(tmp_path), train_dataset=data, objective=ASFT(), reference=model
+        )
 
 
 def test_a_normalized_gradient_is_divided_by_the_mean_weight(tmp_path):
@@ -309,6 +395,25 @@ def test_a_normalized_gradient_is_divided_by_the_mean_weight(tmp_path):
         row = made.state.log_history[0]
         assert row["loss"] == pytest.approx(loss, rel=1e-6)
         assert row["grad_norm"] == pytest.approx(norm / row["mean_weight"], rel=1e-4)
+
+
+def test_the_objectives_that_can_be_normalized_have_the_gradient_of_weighted_nll():
+    """w (p - onehot) on the logits, where w is what the objective says its weight is."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(6, 9, dtype=torch.float64), torch.arange(6)
+    side = {"previous": torch.full((6, 1), -1), "reference": torch.randn(6, 9).double()}
+    side["embeddings"] = torch.randn(9, 4).double()
+    side["previous"][:, 0] = (targets + 3) % 9
+    for objective in (*LEVELS[2:], TaiLr(0.3, 0.2)):
+        if isinstance(objective, SequenceObjective):
+            continue
+        leaf = logits.clone().requires_grad_()
+        objective_loss(leaf, targets, objective, **side).backward()
+        onehot = F.one_hot(targets, 9)
+        unit = leaf.detach().softmax(-1) - onehot
+        ratio = leaf.grad / unit
+        weighted = torch.allclose(ratio, ratio[:, :1].expand_as(ratio))
+        assert weighted == objective.is_weighted_nll, objective
 
 
 def test_old_weights_follow_the_model_as_they_should(tmp_path):
@@ -353,6 +458,11 @@ REFUSED = [
     ({"weights_from": "lagged", "weights_every": 0}, "weights_every must be at least 1"),
     ({"weights_from": "ema", "weights_decay": 1.0}, r"weights_decay must lie in \[0, 1\)"),
     ({"reference": torch.nn.Linear(1, 1)}, "looks at no reference model"),
+    ({"objective": "ce", "weights_from": "ema"}, "CrossEntropy.. has no weights"),
+    ({"normalize_weights": True, "label_smoothing": 0.1}, "weights of -log p: label smoothing"),
+    ({"normalize_weights": True, "z_loss": 1e-4}, "weights of -log p: z_loss"),
+    ({"normalize_weights": True, "objective": ASFT()}, r"weights of -log p: ASFT\("),
+    ({"objective": LossTruncation(), "schedules": {"window": Constant(2**25)}}, "window must lie"),
 ]
 
 

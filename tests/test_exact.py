@@ -31,7 +31,7 @@ from tvd_gen.data import Collator
 from tvd_gen.errors import CheckpointError, NonFiniteError, Stopped
 from tvd_gen.objectives import LossTruncation
 from tvd_gen.schedules import Linear
-from tvd_gen.trainer import ExactMixin, exact
+from tvd_gen.trainer import ExactMixin, exact, identity
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +159,16 @@ def lora(rank=4, dropout=0.1, scale=1.0):
         return get_peft_model(model, settings)
 
     return wrap
+
+
+def test_a_model_that_was_saved_is_the_same_model(tmp_path):
+    """A new model's config is completed by save_pretrained: a trainer that was interrupted and
+    goes on in one process must find its own checkpoint."""
+    model = tiny_model("gpt2")
+    before = identity.of_model(model)
+    model.save_pretrained(tmp_path)
+    assert identity.of_model(model) == before
+    assert identity.of_model(model.bfloat16()) != before
 
 
 EPOCHS = {"max_steps": -1, "num_train_epochs": 3}

@@ -507,6 +507,19 @@ def test_a_new_model_is_no_reference(tmp_path, files):
         with_objective({"name": "gold"}, tmp_path, files)
 
 
+def test_a_reference_without_room_for_the_rows_is_refused(tmp_path, files):
+    """It stopped in the first step, with an index out of range."""
+    short = {"architecture": {"model_type": "bart", "max_position_embeddings": 8, **TINY}}
+    short["tokenizer"] = {"type": "bpe", "vocab_size": 300}
+    limits = {"max_source_tokens": 6, "max_target_tokens": 6}
+    made = with_objective({"name": "ce"}, tmp_path, files, model=short, data=limits)
+    first = train(made, tmp_path / "ce", **QUIET)
+    section = {"name": "asft", "reference": str(first / "model")}
+    with pytest.raises(ConfigError, match="tokens, and the reference has 8 positions"):
+        train(with_objective(section, tmp_path, files), tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reference_with_other_words_is_refused(tmp_path, files):
     architecture = {"model_type": "bart", "max_position_embeddings": 64, **TINY}
     other = {"architecture": architecture, "tokenizer": {"type": "bpe", "vocab_size": 280}}

@@ -22,7 +22,7 @@ def sequences(dtype=torch.float64, seed=0):
 
 
 def gold_loop(logp, old, reference, objective):
-    """One sequence, token by token."""
+    """One sequence by itself, as the published code has the longest of a batch, token by token."""
     losses = []
     for t in range(len(logp)):
         reward = 0.0

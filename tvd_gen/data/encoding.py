@@ -337,20 +337,21 @@ def check_fits(
     read_vocab_size: int | None = None,
     max_positions: int | None = None,
     place: Place | None = None,
+    name: str = "the model",
 ) -> None:
     """Raise for rows the model has no room for: ids from `vocab_size` on, or too many of them.
 
-    `read_vocab_size` is that of the input ids where it is another one.
+    `read_vocab_size` is that of the input ids where it is another one; `name` what a message says.
 
     Without this check the model stops in the middle of training with an index out of range.
     """
     sizes = {"input_ids": read_vocab_size or vocab_size, "labels": vocab_size}
-    for name, size in sizes.items():
-        column = dataset.data.column(name).combine_chunks()
+    for ids, size in sizes.items():
+        column = dataset.data.column(ids).combine_chunks()
         highest = pyarrow.compute.max(column.flatten()).as_py()
         if highest is not None and highest >= size:
             raise ConfigError(
-                f"the tokenizer makes the id {highest}, and the model's vocabulary ends at "
+                f"the tokenizer makes the id {highest}, and {name}'s vocabulary ends at "
                 f"{size - 1}; is it this model's tokenizer?"
             )
     lengths = dataset["length"][:]  # a list; a Column would be asked for each row
@@ -359,6 +360,6 @@ def check_fits(
         row = dataset[longest]["row"]
         where = place(row, None) if place else f"row {row + 1}"
         raise ConfigError(
-            f"{where}: {lengths[longest]} tokens, and the model has {max_positions} positions; "
+            f"{where}: {lengths[longest]} tokens, and {name} has {max_positions} positions; "
             "lower data.max_source_tokens, data.max_target_tokens or data.block_size"
         )

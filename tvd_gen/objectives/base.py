@@ -34,6 +34,9 @@ class Objective:
     """what it must be given beside, of `reference`, `embeddings` and `previous`"""
     may_weigh_by: ClassVar[bool] = False
     """whether its weights may come from another model's log p of the targets"""
+    is_weighted_nll: ClassVar[bool] = True
+    """whether its gradient is that of -w log p of the targets, w a constant to it: what can be
+    divided by the mean w"""
 
     @classmethod
     def looks_at_reference(cls) -> bool:

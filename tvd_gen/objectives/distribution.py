@@ -56,6 +56,8 @@ class Predictions:
 class DistributionObjective(Objective, ABC):
     """A loss of a token's logits."""
 
+    is_weighted_nll: ClassVar[bool] = False
+
     @abstractmethod
     def loss(self, predictions: Predictions) -> Tensor:
         """(n,) losses in nats, differentiable in `predictions.logits`."""
@@ -231,6 +233,7 @@ class EAFT(DistributionObjective):
     k: int = 20
     """2, 3, ..."""
     name: ClassVar[str] = "eaft"
+    is_weighted_nll: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check("alpha", self.alpha, 0.0, math.inf)

@@ -73,7 +73,7 @@ class LossTruncation(SequenceObjective):
     min_count: int = 10_000
     """sequences"""
     window: int = 10_000
-    """sequences"""
+    """sequences, at most 2^24, for torch.quantile takes no more"""
     name: ClassVar[str] = "loss_truncation"
 
     def __post_init__(self) -> None:
@@ -82,6 +82,7 @@ class LossTruncation(SequenceObjective):
             raise ValueError("drop must lie in [0, 1), got 1.0")
         check_whole("min_count", self.min_count, 0)
         check_whole("window", self.window, 1)
+        check("window", self.window, 1, 2**24)
 
     def loss(self, sequences: Sequences, state: State) -> Tensor:
         stays = sequences.means() < state["threshold"].to(sequences.logp.device)
@@ -123,10 +124,12 @@ class GOLD(SequenceObjective):
         Q_t = sum over k = 0..suffix of discount^k max(min_reward, p_ref(y_{t+k}))
 
     p_old is the trained model itself, or one that lags behind (`weights_from`); p_ref is the frozen
-    reference, trained by cross-entropy. Beyond the end of a sequence p_ref counts as 1, as in the
-    published code. suffix = 0 and min_reward = 1 leave DFT with a floor. Meant to start from the
-    reference. Source: Pang & He, ICLR 2021 (IWSLT14: min_weight 0.2, min_reward 0.1, p_old copied
-    every 3000 updates; XSum 0.15, 0.1, 5000).
+    reference, trained by cross-entropy. Where there is no target, beyond a sequence's end or in a
+    gap within it, p_ref counts as 1. In the published code it does so for a batch's longest
+    sequence alone; in shorter ones the reference's p of padding counts there, so that their last
+    tokens weigh less, and hang on the batch. suffix = 0 and min_reward = 1 leave DFT with a floor.
+    Meant to start from the reference. Source: Pang & He, ICLR 2021 (IWSLT14: min_weight 0.2,
+    min_reward 0.1, p_old copied every 3000 updates; XSum 0.15, 0.1, 5000).
     """
 
     min_weight: float = 0.2
@@ -173,8 +176,8 @@ class GOLDP(GOLD):
 
         Q_t = sum over k = 0..suffix of discount^k max(min_reward, log(p_ref(y_{t+k}) + 1e-10) - b)
 
-    b is `baseline`. Beyond the end of a sequence the reward is -b. Source: Pang & He, ICLR 2021
-    (CNN/DM: the defaults, p_old copied every 5000 updates).
+    b is `baseline`. Where there is no target the reward is -b; see GOLD. Source: Pang & He, ICLR
+    2021 (CNN/DM: the defaults, p_old copied every 5000 updates).
     """
 
     min_weight: float = 0.0

@@ -64,6 +64,7 @@ class CrossEntropy(TokenObjective):
     """
 
     name: ClassVar[str] = "ce"
+    may_weigh_by: ClassVar[bool] = False
 
     def loss(self, logp: Tensor) -> Tensor:
         return -logp

@@ -126,17 +126,21 @@ def prepare(config: RunConfig, *, say: Say, progress: Progress) -> Prepared:
     )
     for split, report in corpus.report.splits.items():
         say(f"{split}: {report.rows_kept} rows{remarks(report)}")
-    summary = describe_model(model)
-    for split, rows in encoded.items():
-        if isinstance(rows, Dataset):
-            check_fits(
-                rows,
-                vocab_size=summary.vocabulary,
-                read_vocab_size=summary.read_vocabulary,
-                max_positions=summary.positions,
-                place=corpus.places.get(split),
-            )
     reference = load_reference(config, tokenizer, say)
+    for name, each in {"the model": model, "the reference": reference}.items():
+        if each is None:
+            continue
+        summary = describe_model(each)
+        for split, rows in encoded.items():
+            if isinstance(rows, Dataset):
+                check_fits(
+                    rows,
+                    vocab_size=summary.vocabulary,
+                    read_vocab_size=summary.read_vocabulary,
+                    max_positions=summary.positions,
+                    place=corpus.places.get(split),
+                    name=name,
+                )
     return Prepared(config, corpus, model, tokenizer, encoded, reference)
 
 

@@ -1,8 +1,7 @@
 """Models that a loss looks at beside the one it trains: older weights, a frozen reference."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from tvd_gen.objectives import Embeddings
 from tvd_gen.trainer.interception import Look
-from tvd_gen.trainer.output_head import OutputHead, describe
+from tvd_gen.trainer.output_head import OutputHead, describe, evaluating
 
 Source = Literal["model", "eval", "ema", "lagged"]
 
@@ -68,7 +67,7 @@ class Companion:
         finally:
             if hook is not None:
                 hook.remove()
-        return Look(outputs.logits if head is None else seen[0], head)
+        return Look(outputs.logits if head is None else seen[0], head, still=True)
 
     @cached_property
     def embeddings(self) -> Embeddings:
@@ -76,18 +75,6 @@ class Companion:
         decoder = self.core.get_decoder() if self.core.config.is_encoder_decoder else None
         of: Any = decoder if hasattr(decoder, "get_input_embeddings") else self.core
         return Embeddings(of.get_input_embeddings().weight)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout; afterwards each module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

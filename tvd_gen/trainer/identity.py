@@ -35,7 +35,12 @@ _OF_EVALUATIONS = frozenset(
     )
 )
 # The trainer, or a loader, sets these of a model's config on the way.
-_VOLATILE = frozenset(("transformers_version", "_name_or_path", "use_cache", "_commit_hash"))
+_VOLATILE = frozenset(
+    (
+        *("transformers_version", "_name_or_path", "use_cache", "_commit_hash"),
+        *("architectures", "dtype"),  # save_pretrained fills them in
+    )
+)
 _HASHED_BYTES = 2**31
 _ROWS = 10_000
 
@@ -91,6 +96,7 @@ def of_model(model: nn.Module) -> dict[str, Any]:
     return {
         **{f"model.{name}": value for name, value in settings.items() if name not in _VOLATILE},
         **({"adapters": adapters} if adapters else {}),
+        "dtype": sorted({str(parameter.dtype) for parameter in model.parameters()}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "frozen parameters": _sample(model),
     }
@@ -103,8 +109,15 @@ def _sample(model: nn.Module) -> str | None:
 
 
 def of_weights(model: nn.Module) -> str:
-    """SHA-256 of each parameter's first numbers."""
-    return _hash_of(model.named_parameters())
+    """SHA-256 of each parameter's first numbers; without those of an adapter that adds nothing yet,
+    which a run that is started again draws anew."""
+    named = dict(model.named_parameters())
+    idle = {
+        name.replace(".lora_B.", ".lora_A.")
+        for name, parameter in named.items()
+        if ".lora_B." in name and not parameter.any()
+    }
+    return _hash_of((name, each) for name, each in named.items() if name not in idle)
 
 
 @torch.no_grad()

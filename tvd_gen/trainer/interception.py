@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from tvd_gen.objectives import (
     State,
     TokenObjective,
 )
-from tvd_gen.trainer.output_head import SLOW, OutputHead, describe
+from tvd_gen.trainer.output_head import SLOW, OutputHead, describe, evaluating
 
 IGNORE = -100
 logger = logging.getLogger("tvd_gen")
@@ -106,6 +106,13 @@ class Look:
     states: Tensor
     """(B, T or more, D), or (B, T or more, V) without a head"""
     head: OutputHead | None
+    still: bool = False
+    """whether its head runs without dropout, whatever mode it is in"""
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        with evaluating(self.head.module) if self.still and self.head else nullcontext():
+            yield
 
     @torch.no_grad()
     def logp(self, request: LossRequest, backend: str) -> Tensor:
@@ -113,7 +120,8 @@ class Look:
         rows, targets = request.rows(self.states), request.kept_targets()
         if self.head is None:
             return target_logp(rows.float(), targets)
-        return self.head.target_logp(rows, targets, backend)
+        with self._mode():
+            return self.head.target_logp(rows, targets, backend)
 
     def logits(self, request: LossRequest) -> Callable[[Tensor], Tensor]:
         """Of the kept rows: places (n,) -> (n, V)."""
@@ -124,7 +132,8 @@ class Look:
         halved = rows.dtype != head.linear.weight.dtype
 
         def at(places: Tensor) -> Tensor:
-            with torch.autocast(rows.device.type, dtype=rows.dtype, enabled=halved):
+            autocast = torch.autocast(rows.device.type, dtype=rows.dtype, enabled=halved)
+            with autocast, self._mode():
                 return head.logits(rows[places])
 
         return at

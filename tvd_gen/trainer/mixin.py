@@ -141,6 +141,22 @@ class ObjectiveMixin(RememberingMixin):
             self.loss_settings = dataclasses.replace(
                 self.loss_settings, label_smoothing=self.args.label_smoothing_factor
             )
+        if self.normalize_weights:
+            self._check_normalized()
+
+    def _check_normalized(self) -> None:
+        """ValueError where something else than weighted -log p would be divided."""
+        settings, config = self.loss_settings, self._language_model.config
+        others = {
+            f"{self.objective}": not self.objective.is_weighted_nll,
+            "label smoothing": settings.label_smoothing,
+            "z_loss": settings.z_loss,
+            "output_router_logits": getattr(config, "output_router_logits", False),
+        }
+        if found := [name for name, there in others.items() if there]:
+            raise ValueError(
+                f"normalize_weights would divide more than weights of -log p: {', '.join(found)}"
+            )
 
     # -- the objective --------------------------------------------------------------------------
 
@@ -303,6 +319,7 @@ class ObjectiveMixin(RememberingMixin):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The stock training; afterwards the model is without hooks again."""
         self._train_meter = Meter()
+        self._release()  # a copy has no hooks
         self._start_memory()  # before a checkpoint is loaded
         try:
             return super().train(*args, **kwargs)

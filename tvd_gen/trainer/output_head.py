@@ -1,7 +1,8 @@
 """The head of a transformers model: what it is, a check of that, and how it is intercepted."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,13 +170,26 @@ def _number(config: Any, name: str) -> float | None:
 LOUD = 300.0
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards each module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def check_head(model: nn.Module, head: OutputHead, inputs: Mapping[str, Any]) -> None:
     """Raise UnknownHead unless `head` gives the model's own logits, also where they are large."""
     plain = _run_head(model, head, inputs, 1.0)
     factor = LOUD / (plain[0].float() @ head.linear.weight.float().T).abs().max().clamp(min=1e-6)
     loud = _run_head(model, head, inputs, factor.item())
     for hidden, own in (plain, loud):
-        ours = head.logits(hidden).float()
+        with evaluating(head.module):  # as the model was
+            ours = head.logits(hidden).float()
         if ours.shape != own.shape:
             raise UnknownHead(f"its logits are {tuple(own.shape)}, not {tuple(ours.shape)}")
         error = (ours - own.float()).norm() / own.float().norm().clamp(min=1e-6)
@@ -206,14 +220,12 @@ def _run_head(
         return (seen[-1], *args[1:])
 
     hook = head.module.register_forward_pre_hook(amplify)
-    training = [module for module in model.modules() if module.training]
-    model.eval()  # no dropout: it would spend random numbers, and a resumed run would differ
     try:
-        logits = model(**inputs).logits
+        # Dropout would spend random numbers, and a resumed run would differ.
+        with evaluating(model):
+            logits = model(**inputs).logits
     finally:
         hook.remove()
-        for module in training:
-            module.training = True
     if len(seen) != 1:
         raise UnknownHead(f"its head runs {len(seen)} times in one forward pass")
     return seen[0], logits

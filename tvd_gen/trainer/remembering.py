@@ -20,10 +20,13 @@ class RememberingMixin(ExactMixin):
     weights_from: where a token objective's weights, or GOLD's, come from: model (the pass that is
         trained on, as published), eval (without dropout), ema (an average of the model's weights
         that decays by weights_decay a step), lagged (a copy, made anew every weights_every steps).
-    normalize_weights: divide each step's gradient by its mean weight, so that it has
-        cross-entropy's size; the log's loss stays the objective's.
+    normalize_weights: divide each step's gradient by its mean weight, so that it is that of
+        sum w (-log p) / sum w; the log's loss stays the objective's. ValueError where a term would
+        be divided that has no such weight: label smoothing, z-loss, a mixture of experts' own, and
+        objectives like ASFT. A term of a subclass is divided too.
     reference: a frozen model that GOLD, ASFT and D2GPo look at; by default the model as it is when
-        training starts.
+        training starts. ValueError for one of the trained model's own parameters, of another kind
+        or of another vocabulary.
     """
 
     objective: Objective
@@ -57,6 +60,8 @@ class RememberingMixin(ExactMixin):
         if reference is not None and not self.objective.looks_at_reference():
             raise ValueError(f"{self.objective} looks at no reference model")
         super().__init__(*args, **kwargs)
+        if reference is not None:
+            self._check_reference(self.accelerator.unwrap_model(self.model), reference)
         asked = self.normalize_weights or weights_from != "model"
         if (asked or self.objective.looks_at_reference()) and (
             self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -115,9 +120,18 @@ class RememberingMixin(ExactMixin):
         if self._reference is None and self.objective.looks_at_reference():
             given = self._given_reference
             self._reference = self._companion(frozen_copy(model) if given is None else given)
-            self._check_reference(model, self._reference.core)
 
     def _check_reference(self, model: Any, reference: Any) -> None:
+        mine = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        if any(id(parameter) in mine for parameter in reference.parameters()):
+            raise ValueError(
+                "the reference has parameters that are trained, and would move with the model; "
+                "leave it out for a copy of the model as training starts"
+            )
+        kinds = [_is_encoder_decoder(each) for each in (reference, model)]
+        if kinds[0] != kinds[1]:
+            told = [("a decoder", "an encoder-decoder")[kind] for kind in kinds]
+            raise ValueError(f"the reference model is {told[0]}, the trained one {told[1]}")
         own, other = (each.get_output_embeddings().weight.shape[0] for each in (model, reference))
         whole = isinstance(self.objective, DistributionObjective)
         if own > other or (whole and own != other):
@@ -176,20 +190,25 @@ class RememberingMixin(ExactMixin):
         if self._updated:
             self._updated = False
             self._remember()
+        lags = self._old is not None and self.weight_source.kind == "lagged"
+        if lags and self.state.global_step % self.weight_source.every == 0:
+            # Also where the step itself was left out: the model is as the one before made it.
+            assert self._old is not None
+            follow(self._old.model, self.accelerator.unwrap_model(self.model), 0.0)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _remember(self) -> None:
-        """After a step: the objective's state and the older weights move on."""
+        """After a step that was made: the objective's state and an average move on."""
         if self._means:
             means, self._means = torch.cat(self._means), []
             objective = self._stepped  # its numbers may have followed a schedule
             assert isinstance(objective, SequenceObjective)
             seen = [mean for each in self._from_all(means.tolist()) for mean in each]
             self._state = objective.advance(self._current_state(), torch.tensor(seen))
-        source = self.weight_source
-        if self._old is not None and source.kind in ("ema", "lagged"):
+        if self._old is not None and self.weight_source.kind == "ema":
             model = self.accelerator.unwrap_model(self.model)
-            if source.kind == "ema":
-                follow(self._old.model, model, source.decay)
-            elif self.state.global_step % source.every == 0:
-                follow(self._old.model, model, 0.0)
+            follow(self._old.model, model, self.weight_source.decay)
+
+
+def _is_encoder_decoder(model: Any) -> bool:
+    return bool(getattr(model.config, "is_encoder_decoder", False))
