@@ -1,6 +1,7 @@
 """Runs side by side: the metrics as sums, the groups, the tests, the command."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -98,6 +99,19 @@ def test_the_order_of_the_predictions_does_not_matter(tmp_path, files):
     for name in one:
         assert vars(one[name].items) == pytest.approx(vars(two[name].items))
     assert one["bleu"].items.p < 0.01
+
+
+def test_what_is_stripped_to_be_scored_is_stripped_here_too(tmp_path, files):
+    """predictions.jsonl keeps it, and the numbers would not follow from it."""
+    folder(tmp_path, files, "run", predictions(0.3, 0))
+    said = tmp_path / "run" / "predictions.jsonl"
+    said.write_text(re.sub(r"(?<=[a-z]) ", " <newline> ", said.read_text()))
+    settings = {"evaluation": {"strip": ["<newline>"]}}
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps(settings))
+    run = compare.read_run(tmp_path / "run")
+    assert "<newline>" in run.items[0][1]
+    assert run.sums("rep_4").value == pytest.approx(run.metrics["rep_4"])
+    assert run.sums("bleu").value == pytest.approx(run.metrics["bleu"])
 
 
 def test_seeds_of_one_config_are_a_group_and_are_paired(tmp_path, files):

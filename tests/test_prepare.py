@@ -216,7 +216,7 @@ def writing_prompts():
     ],
 )
 def test_stories_keep_their_newlines_as_words_unless_told(script, pack, tmp_path, options, story):
-    """Published figures count <newline> as a word."""
+    """Models learn it as a word; the recipe's evaluation.strip takes it out of what is scored."""
     place = pack(writing_prompts(), "writingPrompts")
     script("writing_prompts").prepare(place, tmp_path / "out", **options)
     assert rows_of(tmp_path / "out/test.jsonl") == [{"source": "[ WP ] test", "target": story}]

@@ -2,18 +2,22 @@
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from datasets import Dataset
 from tiny import LM, QUIET, TINY, config, silent, text
+from transformers import EvalPrediction
 
 from tvd_gen.config import load_config
 from tvd_gen.data import encode_corpus, load_corpus
 from tvd_gen.errors import ConfigError, DataError, ModelError, NonFiniteError
+from tvd_gen.metrics import baseline_metrics, text_metrics
 from tvd_gen.models import TokenizerSpec, train_tokenizer
-from tvd_gen.run import evaluate, evaluation, generate, plan, train
+from tvd_gen.run import evaluate, evaluation, generate, plan, train, training
 from tvd_gen.tasks import TASKS
 
 
@@ -127,6 +131,53 @@ def test_a_tokenizer_that_lower_cases_is_scored_in_lower_case(tmp_path, files, m
     )
     monkeypatch.setattr(evaluation, "_generate_batch", _echo)
     assert evaluate(run, overrides={"evaluation.metrics": ["bleu"]}, **QUIET)["bleu"] > 99
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_texts_are_scored_as_after_sed(tmp_path, files, monkeypatch, lowercase):
+    """Published story figures are of texts that sed has gone through; predictions.jsonl keeps all.
+
+    The oracle is that sed, on both columns of predictions.jsonl.
+    """
+    rows = [json.loads(line) for line in Path(files["test"]).read_text().splitlines()]
+    for row in rows:
+        first, *others = row["source"].split()
+        row["source"] = f"{first} <newline> <newline> {' '.join(others)}<newline>."
+        row["target"] = row["source"].replace("red", "blue").replace("<newline>.", "; <newline>")
+    Path(files["test"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = {
+        "architecture": {"model_type": "bart", "max_position_embeddings": 64, **TINY},
+        "tokenizer": {"type": "bpe", "vocab_size": 300, "lowercase": lowercase},
+    }
+    data = {"files": files, "max_target_tokens": 60}
+    run = train(config(tmp_path, files, model=model, data=data), tmp_path / "run", **QUIET)
+    monkeypatch.setattr(evaluation, "_generate_batch", _echo)
+    groups = ["bleu", "corpus_bleu", "repetition", "diversity"]
+    strip = ["<NEWLINE>" if lowercase else "<newline>"]
+    asked = {"evaluation.metrics": groups, "evaluation.strip": strip}
+    numbers = evaluate(run, overrides=asked, **QUIET)
+    said = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert {key: said[0][key] for key in ("source", "target")} == rows[0]
+    columns = {}
+    for key in ("prediction", "target", "source"):
+        text = "".join(row[key] + "\n" for row in said)
+        command = ["sed", "s/<newline>//g"]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+        columns[key] = done.stdout.splitlines()
+    expected = text_metrics(groups, columns["prediction"], columns["target"])
+    expected |= baseline_metrics("lead", groups, columns["source"], columns["target"])
+    assert numbers == expected | {"rows": len(rows)}
+    evaluation_as_it_is = evaluate(run, overrides={"evaluation.metrics": groups}, **QUIET)
+    assert evaluation_as_it_is["rep_4"] > numbers["rep_4"]
+
+
+def test_a_best_model_is_chosen_by_texts_that_are_stripped_too(tmp_path, files):
+    settings = config(tmp_path, files, evaluation={"metrics": ["bleu"], "strip": ["<newline>"]})
+    texts = ["red <newline> cat runs soft", "red cat runs<newline> soft"]
+    tokenizer = train_tokenizer(TokenizerSpec(vocab_size=300), texts * 3)
+    made, wanted = (numpy.array([tokenizer(x)["input_ids"]]) for x in texts)
+    score = training._scorer(settings, tokenizer)
+    assert score(EvalPrediction(made, wanted))["bleu"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("read", [3, 70])

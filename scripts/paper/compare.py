@@ -44,7 +44,7 @@ from significance import (
 from tables import number, table
 from tvd_gen.config.document import read_bytes
 from tvd_gen.errors import ConfigError, TvdGenError
-from tvd_gen.metrics import BASELINES, Bleu, Chrf, Rouge, counts
+from tvd_gen.metrics import BASELINES, Bleu, Chrf, Rouge, as_scored, counts
 from tvd_gen.run.folder import RunFolder, write_json
 
 Item = tuple[str, str, str]
@@ -72,8 +72,12 @@ class Run:
         """
         if name not in SUMS or not self.items:
             return None
-        references = [item[1].lower() if self.lower_cased else item[1] for item in self.items]
-        found = SUMS[name]([item[2] for item in self.items], references)
+        strip = self.settings.get("evaluation.strip")
+        _, references, predictions = (
+            as_scored(texts, strip=strip, lower_cased=self.lower_cased)
+            for texts in zip(*self.items, strict=True)
+        )
+        found = SUMS[name](predictions, references)
         if not np.isclose(found.value, self.metrics[name], rtol=1e-6, atol=1e-9):
             raise ConfigError(
                 f"{self.path}: {name} is {self.metrics[name]:g} in metrics.json and "

@@ -5,9 +5,10 @@
 
 The archive is fairseq's: {train,valid,test}.{wp_source,wp_target}, tokenized, with <newline> where
 a line ends. Stories are cut to their first 1,000 words, <newline> among them, as fairseq's own
-experiments do (--words 0: not cut). <newline> stays a word, as in published figures, which count
-it; --newlines break makes line breaks of it. Writes train, validation and test.jsonl (source,
-target) and manifest.json with the hashes of what was read and written.
+experiments do (--words 0: not cut). <newline> stays a word, which models learn, and which published
+figures leave out (evaluation.strip of the config); --newlines break makes line breaks of it. Writes
+train, validation and test.jsonl (source, target) and manifest.json with the hashes of what was read
+and written.
 Source: fairseq, examples/stories.
 """
 

@@ -96,7 +96,7 @@ def fault_text(error: ErrorDetails) -> str:
         return f"unknown value {shown(given)}; {choices(str(given), words)}"
     if kind == "string_pattern_mismatch":
         return f"must be letters, digits, '.', '_' and '-', at most 64, got {shown(given)}"
-    if kind == "too_short":
+    if kind in ("too_short", "string_too_short"):
         return "must not be empty"
     if kind == "tvd_gen":
         return error["msg"]

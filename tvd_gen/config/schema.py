@@ -49,6 +49,7 @@ def _known_task(name: str) -> str:
     return name
 
 
+Stripped = Annotated[str, Field(min_length=1)]
 MetricName = Annotated[str, BeforeValidator(_metric_name), AfterValidator(_known_metric)]
 
 
@@ -65,6 +66,9 @@ class EvaluationSpec(BaseModel):
     """evaluate only the first so many rows"""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """rows that are generated together"""
+    strip: Annotated[tuple[Stripped, ...], Field(min_length=1)] | None = None
+    """what is taken out of references and predictions before the text metrics see them: <newline>;
+    predictions.jsonl keeps it"""
 
 
 Generation = Annotated[

@@ -6,7 +6,7 @@ import evaluate and with it torch, come when first used: `from tvd_gen.metrics i
 
 import difflib
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -48,6 +48,7 @@ __all__ = [
     "SelfBleu",
     "TokenAccuracy",
     "TokenizedBleu",
+    "as_scored",
     "baseline_metrics",
     "group_fault",
     "lead",
@@ -131,6 +132,21 @@ def load_metric(name: str) -> Any:
     if fault := group_fault(name):
         raise ConfigError(f"evaluation.metrics: {fault}")
     return METRICS[name]() if name in METRICS else _load_script(name)
+
+
+def as_scored(
+    texts: Iterable[str], *, strip: Sequence[str] | None = None, lower_cased: bool = False
+) -> list[str]:
+    """Sources, references and predictions as `tvd-gen eval` gives them to the text metrics.
+
+    What `strip` names is taken out wherever it stands, and nothing is put in its place, as by sed's
+    s/<newline>//g. `lower_cased`: all in lower case, `strip` too.
+    """
+    case = str.lower if lower_cased else str
+    made = [case(text) for text in texts]
+    for each in map(case, strip or ()):
+        made = [text.replace(each, "") for text in made]
+    return made
 
 
 def text_metrics(

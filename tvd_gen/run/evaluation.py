@@ -23,7 +23,7 @@ from tvd_gen.data import (
     load_corpus,
 )
 from tvd_gen.errors import ConfigError, NonFiniteError
-from tvd_gen.metrics import METRICS, baseline_metrics, text_metrics
+from tvd_gen.metrics import METRICS, as_scored, baseline_metrics, text_metrics
 from tvd_gen.models import ModelSpec, describe_model, load_model, most_new_tokens
 from tvd_gen.run.folder import RunFolder, write_json, write_lines
 from tvd_gen.run.training import Progress, Say, remarks, set_generation
@@ -90,14 +90,17 @@ def _text_numbers(
     say: Say,
 ) -> dict[str, float]:
     """The text metrics of the predictions, and those of the task's baseline."""
-    sources, references = list(columns["source"]), list(columns["target"])
-    if lowercases(tokenizer):
+    lower_cased = lowercases(tokenizer)
+    if lower_cased:
         say("the tokenizer lower-cases; so are the references and the baseline, to be scored")
-        sources, references = ([text.lower() for text in x] for x in (sources, references))
+    seen = {
+        name: as_scored(texts, strip=config.evaluation.strip, lower_cased=lower_cased)
+        for name, texts in columns.items()
+    }
     groups, baseline = config.evaluation.metrics, TASKS[config.task].baseline
-    numbers = text_metrics(groups, columns["prediction"], references)
+    numbers = text_metrics(groups, seen["prediction"], seen["target"])
     if baseline:
-        numbers |= baseline_metrics(baseline, groups, sources, references)
+        numbers |= baseline_metrics(baseline, groups, seen["source"], seen["target"])
     return numbers
 
 

@@ -37,7 +37,7 @@ from tvd_gen.data import (
     load_corpus,
 )
 from tvd_gen.errors import ConfigError, DataError, ModelError
-from tvd_gen.metrics import text_metrics
+from tvd_gen.metrics import as_scored, text_metrics
 from tvd_gen.models import (
     ModelSpec,
     describe_model,
@@ -321,7 +321,8 @@ def _scorer(
     # Both sides come from ids: a tokenizer that lower-cases has done so to both.
     def texts(ids: Any) -> list[str]:
         filled = numpy.where(ids == -100, tokenizer.pad_token_id, ids)
-        return [text.strip() for text in tokenizer.batch_decode(filled, skip_special_tokens=True)]
+        decoded = tokenizer.batch_decode(filled, skip_special_tokens=True)
+        return as_scored((text.strip() for text in decoded), strip=config.evaluation.strip)
 
     def score(prediction: EvalPrediction) -> dict[str, float]:
         outputs, references = texts(prediction.predictions), texts(prediction.label_ids)
