@@ -6,7 +6,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForSeq2SeqLM, get_scheduler
+from transformers import AutoModelForSeq2SeqLM, BartConfig, MarianConfig, get_scheduler
 
 from tvd_gen.config import configs_folder, dump_config, load_config, shipped_configs
 from tvd_gen.metrics import METRICS
@@ -128,6 +128,25 @@ def test_the_recipes_train_and_decode_as_published(name):
     assert config.evaluation.limit == (1000 if story else None)
     # examples/bart/long/post_wp.sh is sed -i "s/<newline>//g"
     assert config.evaluation.strip == (("<newline>",) if story else None)
+
+
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
+HUB = BartConfig(**dict.fromkeys(DROPOUTS, 0.1))  # as config.json of facebook/bart-base
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "published"),
+    [  # the scripts' flags over fairseq's bart_base and transformer_iwslt_de_en (relu_dropout 0)
+        ("summarization", HUB, (0.1, 0.1, 0.0)),
+        ("story_generation", HUB, (0.1, 0.1, 0.0)),
+        ("translation", MarianConfig(), (0.3, 0.0, 0.0)),
+    ],
+)
+def test_the_recipes_drop_out_as_published(name, base, published):
+    """A dropout that a recipe does not name is the hub's or transformers' own."""
+    model = load_config(name).model
+    settings = {**base.to_dict(), **(model.architecture or model.config)}
+    assert tuple(settings[name] for name in DROPOUTS) == published
 
 
 @pytest.mark.parametrize(
