@@ -47,6 +47,15 @@ def test_the_recipes_hold_the_published_numbers(name):
     assert not schedules
 
 
+def test_what_the_translation_recipe_says_of_the_test_is_accepted():
+    """Published: generate.sh gives no length, and fairseq's are max_len_a 0, max_len_b 200."""
+    text = (configs_folder() / "translation.yaml").read_text()
+    changes = re.findall(r"--set (generation\.\w+=\w+)", text)
+    generation = load_config("translation", changes).generation
+    assert (generation["source_ratio"], generation["max_new_tokens"]) == (0, 200)
+    assert generation["num_beams"] == 5
+
+
 def test_the_names_of_shipped_configs_differ():
     """Runs are called by their configs: two of one name would share a folder."""
     names = [load_config(name).name for name in shipped_configs()]

@@ -201,7 +201,7 @@ def test_gigaword_rows_stay_as_they_are(script, pack, tmp_path):
 def writing_prompts():
     return {
         f"{part}.{side}": f"[ WP ]  {part}\n" if side == "wp_source" else
-        "Once .  <newline> <newline> Then it was over .\n"
+        f"Once .  <newline> <newline> Then it was {'so ' * 2000}over .\n"
         for part in ("train", "valid", "test")
         for side in ("wp_source", "wp_target")
     }  # fmt: skip
@@ -210,13 +210,13 @@ def writing_prompts():
 @pytest.mark.parametrize(
     ("options", "story"),
     [
-        ({}, "Once . <newline> <newline> Then it was over ."),
+        ({}, f"Once . <newline> <newline> Then it was {'so ' * 2000}over ."),
         ({"words": 5}, "Once . <newline> <newline> Then"),
-        ({"words": 0, "breaks": True}, "Once .\n\nThen it was over ."),
+        ({"breaks": True}, f"Once .\n\nThen it was {'so ' * 2000}over ."),
     ],
 )
-def test_stories_keep_their_newlines_as_words_unless_told(script, pack, tmp_path, options, story):
-    """Models learn it as a word; the recipe's evaluation.strip takes it out of what is scored."""
+def test_stories_are_whole_and_newlines_words_unless_told(script, pack, tmp_path, options, story):
+    """A shorter reference is another brevity penalty. <newline> is learned, and not scored."""
     place = pack(writing_prompts(), "writingPrompts")
     script("writing_prompts").prepare(place, tmp_path / "out", **options)
     assert rows_of(tmp_path / "out/test.jsonl") == [{"source": "[ WP ] test", "target": story}]

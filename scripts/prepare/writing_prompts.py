@@ -4,11 +4,11 @@
     python scripts/prepare/writing_prompts.py writingPrompts.tar.gz --output data/writing_prompts
 
 The archive is fairseq's: {train,valid,test}.{wp_source,wp_target}, tokenized, with <newline> where
-a line ends. Stories are cut to their first 1,000 words, <newline> among them, as fairseq's own
-experiments do (--words 0: not cut). <newline> stays a word, which models learn, and which published
-figures leave out (evaluation.strip of the config); --newlines break makes line breaks of it. Writes
-train, validation and test.jsonl (source, target) and manifest.json with the hashes of what was read
-and written.
+a line ends. Stories are whole, as in the published experiments; --words 1000 keeps the first 1,000
+words, <newline> among them, as fairseq's own do. <newline> stays a word, which models learn, and
+which published figures leave out (evaluation.strip of the config); --newlines break makes line
+breaks of it. Writes train, validation and test.jsonl (source, target) and manifest.json with the
+hashes of what was read and written.
 Source: fairseq, examples/stories.
 """
 
@@ -48,7 +48,7 @@ def prepare(
     output: Path,
     sha256: str | None = None,
     *,
-    words: int = 1000,
+    words: int = 0,
     breaks: bool = False,
 ) -> dict[str, Any]:
     """From the archive, or the folder it unpacks to."""
@@ -62,7 +62,7 @@ def prepare(
 def main() -> None:
     """Read the command line, prepare."""
     options = parser(__doc__, "data/writing_prompts")
-    options.add_argument("--words", type=int, default=1000, help="0: whole stories")
+    options.add_argument("--words", type=int, default=0, help="the first so many; 0: whole stories")
     options.add_argument("--newlines", choices=["word", "break"], default="word")
     given = options.parse_args()
     if given.place is None:
