@@ -12,7 +12,9 @@ import types
 import zipfile
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from tvd_gen.config import load_config
 
@@ -138,16 +140,66 @@ def test_moses_tokens_where_sacremoses_is(script, pack, tmp_path, monkeypatch):
     assert rows[3] == {"de": "satz 0 ist hier . @de", "en": "sentence 0 is here . @en"}
 
 
-def test_iwslt14_comes_from_the_hub_too(script, tmp_path, monkeypatch):
-    def load_dataset(name, subset, split, revision):
-        assert (name, subset, revision) == ("some/where", "de-en", "refs/convert/parquet")
-        return [{"translation": {"de": f"Wort {split} {i}", "en": f"Word {i}"}} for i in range(46)]
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A dataset as the hub's converter lays it out, in a snapshot as huggingface_hub keeps it."""
+    folder = tmp_path / "snapshots" / "0123abc"
+    for split, parts in (("train", 2), ("validation", 1), ("test", 1)):
+        (folder / "de-en" / split).mkdir(parents=True)
+        for part in range(parts):
+            rows = [{"de": f"Wort {split} {i}", "en": f"Word {part} {i}"} for i in range(23)]
+            table = pyarrow.table({"translation": rows})
+            parquet.write_table(table, folder / "de-en" / split / f"{part:04d}.parquet")
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    manifest = script("iwslt14").prepare_hub("some/where", tmp_path)
+    def snapshot_download(name, **options):
+        assert name == "some/where"
+        assert options["repo_type"] == "dataset"
+        assert options["revision"] == "refs/convert/parquet"
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return folder
+
+
+def test_iwslt14_comes_from_the_hub_too(script, hub, tmp_path):
+    """Which commit, and which bytes of it, must be known when the branch has moved on."""
+    manifest = script("iwslt14").prepare_hub("some/where", tmp_path / "out")
     counts = {name: each["rows"] for name, each in manifest["outputs"].items()}
-    assert counts == {"train.jsonl": 44, "validation.jsonl": 2, "test.jsonl": 46}
+    assert counts == {"train.jsonl": 44, "validation.jsonl": 2, "test.jsonl": 23}
+    assert rows_of(tmp_path / "out" / "validation.jsonl")[1]["en"] == "word 1 22"
     assert "not those of the published archive" in manifest["notes"][-1]
+    assert manifest["inputs"] == {
+        f"some/where@0123abc/{path}": {
+            "sha256": hashlib.sha256((hub / path).read_bytes()).hexdigest(),
+            "bytes": (hub / path).stat().st_size,
+        }
+        for path in (
+            "de-en/train/0000.parquet",
+            "de-en/train/0001.parquet",
+            "de-en/test/0000.parquet",
+        )
+    }
+
+
+def test_a_hash_of_an_archive_is_refused_where_none_is_read():
+    done = run_script("iwslt14", "--hub", "some/where", "--sha256", "0" * 64)
+    assert done.returncode == 2
+    assert "--sha256 is the hash of an archive" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("german", "english", "kept"),
+    [
+        (175, 175, True), (176, 175, False), (175, 176, False), (1, 1, True), (0, 0, False),
+        (150, 100, True), (151, 100, False), (100, 150, True), (100, 151, False),
+    ],
+)  # fmt: skip
+def test_pairs_are_cleaned_as_moses_does(script, german, english, kept):
+    """prepare-iwslt14.sh: clean-corpus-n.perl -ratio 1.5 ... 1 175.
+
+    It leaves out what has more than 175 words, or more than 1.5 times the other side's.
+    """
+    assert script("iwslt14").is_clean(("w " * german, "w " * english)) is kept
 
 
 def test_a_missing_part_or_a_lost_line_is_one_line(script, pack, tmp_path):
@@ -158,17 +210,24 @@ def test_a_missing_part_or_a_lost_line_is_one_line(script, pack, tmp_path):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_an_earlier_manifest_does_not_vouch_for_half_a_run(script, tmp_path):
+def test_a_run_that_fails_leaves_the_earlier_corpus_as_it_was(script, tmp_path):
+    """Half of one and half of another: models would be tested on what they were trained on."""
     files = script("files")
-    (tmp_path / "manifest.json").write_text("{}")
+    row = {"source": "a", "target": "b"}
+    files.write_corpus(tmp_path, {"train": [row], "test": [row]}, {}, {})
+    earlier = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(earlier) == {"train.jsonl", "test.jsonl", "manifest.json"}
 
     def cut_off():
-        yield {"source": "a", "target": "b"}
+        yield row
         raise ValueError("the archive ends here")
 
-    with pytest.raises(ValueError, match="ends here"):
-        files.write_corpus(tmp_path, {"train": cut_off()}, {}, {})
-    assert not [*tmp_path.iterdir()]
+    for test, fault in ((cut_off(), "ends here"), ([], r"test.jsonl: would have no rows")):
+        with pytest.raises(ValueError, match=fault):
+            files.write_corpus(tmp_path, {"train": [row] * 2, "test": test}, {}, {})
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == earlier
+    files.write_corpus(tmp_path, {"train": [row] * 2, "test": [row]}, {}, {})
+    assert len(rows_of(tmp_path / "train.jsonl")) == 2
 
 
 def test_a_file_that_is_not_there_is_named(script, pack, tmp_path):
@@ -196,6 +255,23 @@ def test_gigaword_rows_stay_as_they_are(script, pack, tmp_path):
     rows = [json.loads(x) for x in (tmp_path / "out/validation.jsonl").read_text().split("\n")[:-1]]
     assert [row["target"] for row in rows] == ["tgt dev 0\u2028 #", "", "tgt dev 2"]
     assert rows[0]["source"] == "src dev 0 #"
+
+
+@pytest.mark.parametrize("sides", [("src",), ("tgt",), ("src", "tgt")], ids="-".join)
+def test_an_empty_file_is_refused_by_its_name(script, pack, tmp_path, sides):
+    """A download cut short at 0 bytes would pass for a test set."""
+    texts = gigaword() | {f"test.{side}.txt": "" for side in sides}
+    with pytest.raises(ValueError, match=rf"test\.{sides[0]}\.txt: is empty"):
+        script("gigaword").prepare(pack(texts), tmp_path / "out")
+
+
+def test_a_byte_order_mark_is_none_of_the_text(script, pack, tmp_path):
+    texts = {name: "\ufeff" + text for name, text in gigaword().items()}
+    texts["dev.src.txt"] = "one\n\ufefftwo\nthree\n"  # one in the text is the text's
+    script("gigaword").prepare(pack(texts), tmp_path / "out")
+    first = rows_of(tmp_path / "out/test.jsonl")[0]
+    assert first == {"source": "src test 0 #", "target": "tgt test 0 #"}
+    assert rows_of(tmp_path / "out/validation.jsonl")[1]["source"] == "\ufefftwo"
 
 
 def writing_prompts():

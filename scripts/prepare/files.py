@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 import zlib
@@ -57,6 +58,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hashed(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file that was read."""
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+
 def inputs_of(place: Path, names: Sequence[str], sha256: str | None) -> dict[str, dict[str, Any]]:
     """file -> its hash and bytes: of the archive, or of the folder's files of these names.
 
@@ -68,7 +74,7 @@ def inputs_of(place: Path, names: Sequence[str], sha256: str | None) -> dict[str
         paths = [_only(sorted(place.rglob(name)), name, place) for name in names]
     else:
         paths = [place]
-    found = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in paths}
+    found = {path.name: hashed(path) for path in paths}
     if sha256 and found[place.name]["sha256"] != sha256.lower():
         raise ValueError(f"{place}: its SHA-256 is {found[place.name]['sha256']}, not {sha256}")
     if not place.is_dir():
@@ -77,13 +83,19 @@ def inputs_of(place: Path, names: Sequence[str], sha256: str | None) -> dict[str
 
 
 def lines(place: Path, name: str) -> Iterator[str]:
-    """The lines of a file of the place, by its last name. They end at \\n and nowhere else."""
+    """The lines of a file of the place, by its last name. They end at \\n and nowhere else.
+
+    A byte order mark at its beginning is none of the text. Raises ValueError for an empty file.
+    """
+    number = 0
     with _archive(place), _opened(place, name) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
         for number, line in enumerate(_decoded(text, place, name), start=1):
             if "\0" in line:
                 raise ValueError(f"{place}: {name}:{number}: a zero byte; is it a text?")
             yield line.rstrip("\r\n")
+    if not number:
+        raise ValueError(f"{place}: {name}: is empty")
 
 
 def _decoded(text: io.TextIOWrapper, place: Path, name: str) -> Iterator[str]:
@@ -161,21 +173,31 @@ def write_corpus(
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write {split}.jsonl and manifest.json; say how many rows, and whether they are those
-    published. Each file is there whole or not at all, the manifest last."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "manifest.json").unlink(missing_ok=True)  # of an earlier run: it would vouch for this
-    manifest: dict[str, Any] = {"inputs": dict(inputs), "outputs": {}, "notes": list(notes)}
-    for split, rows in splits.items():
-        name = f"{split}.jsonl"
-        count = _write_lines(output / name, rows)
-        hashed = sha256_of(output / name)
-        manifest["outputs"][name] = {"rows": count, "sha256": hashed}
-        print(f"{output / name}: {count} rows{_compared(count, published.get(split))}")
-    counts = {split: manifest["outputs"][f"{split}.jsonl"]["rows"] for split in splits}
-    manifest["as_published"] = counts == dict(published)
+    published. Where one fails, an earlier run's stay; a manifest stands beside its own files only.
+
+    Raises ValueError for a split without rows.
+    """
+    staged = output / ".part"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        counts = {split: _write_rows(staged / f"{split}.jsonl", splits[split]) for split in splits}
+        outputs = {
+            f"{split}.jsonl": {"rows": count, "sha256": sha256_of(staged / f"{split}.jsonl")}
+            for split, count in counts.items()
+        }
+        manifest = {"inputs": dict(inputs), "outputs": outputs, "notes": list(notes)}
+        manifest["as_published"] = counts == dict(published)
+        (staged / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        (output / "manifest.json").unlink(missing_ok=True)  # it would vouch for half of each
+        for name in (*outputs, "manifest.json"):
+            (staged / name).replace(output / name)
+    finally:
+        shutil.rmtree(staged)
+    for split, count in counts.items():
+        print(f"{output / split}.jsonl: {count} rows{_compared(count, published.get(split))}")
     for note in notes:
         print(note)
-    _write_whole(output / "manifest.json", [json.dumps(manifest, indent=2) + "\n"])
     return manifest
 
 
@@ -185,18 +207,13 @@ def _compared(count: int, published: int | None) -> str:
     return ", as published" if count == published else f"; published are {published}"
 
 
-def _write_lines(path: Path, rows: Iterable[Row]) -> int:
-    return _write_whole(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _write_whole(path: Path, texts: Iterable[str]) -> int:
-    """The file by one rename; how many texts it holds."""
-    staged, count = path.with_name(f".{path.name}.part"), 0
-    try:
-        with staged.open("w", encoding="utf-8", newline="\n") as file:
-            for text in texts:
-                count += file.write(text) > 0
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+def _write_rows(path: Path, rows: Iterable[Row]) -> int:
+    """How many there are."""
+    count = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    if not count:
+        raise ValueError(f"{path.name}: would have no rows")
     return count

@@ -5,7 +5,7 @@
     python scripts/prepare/iwslt14.py --hub bbaaaa/iwslt14-de-en     # other rows, the same steps
 
 The steps are those of fairseq's preparation: lines of tags are dropped, Moses tokens (pip install
-sacremoses; without it words stay as they are, and the manifest says so), pairs of 1 to 175 words
+'.[prepare]'; without it words stay as they are, and the manifest says so), pairs of 1 to 175 words
 with a ratio of at most 1.5, lower case; every 23rd pair is for validation; the test set is dev2010,
 dev2012, tst2010, tst2011 and tst2012 in this order. bpe is the config's matter.
 Writes train, validation and test.jsonl (de, en) and manifest.json with the hashes of what was read
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from files import Row, inputs_of, lines, paired, parser, start, write_corpus
+from files import Row, hashed, inputs_of, lines, paired, parser, start, write_corpus
 
 Pair = tuple[str, str]
 Words = Callable[[str], str]
@@ -35,7 +35,8 @@ DROPPED = ("<url>", "<talkid>", "<keywords>")
 TAGS = re.compile(r"</?(?:title|description)>")
 SEGMENT = re.compile(r'<seg id="[0-9]*">\s*|\s*</seg>\s*')
 NO_MOSES = (
-    "sacremoses is not installed: words are not cut into Moses tokens, as the published ones are"
+    "sacremoses is not installed (pip install '.[prepare]'): words are not cut into Moses tokens, "
+    "as the published ones are"
 )
 
 
@@ -122,13 +123,24 @@ def test_pairs(place: Path) -> Iterator[Pair]:
         yield from archive_pairs(place, part)
 
 
-def hub_pairs(name: str, split: str) -> Iterator[Pair]:
-    """The raw pairs of a dataset on the hub with translation.de and translation.en."""
-    from datasets import load_dataset
+def hub_folder(name: str) -> Path:
+    """A dataset's parquet files on the hub; the folder's name is their commit."""
+    from huggingface_hub import snapshot_download
 
     # its main branch holds a script, which datasets no longer runs
-    for row in load_dataset(name, "de-en", split=split, revision="refs/convert/parquet"):
-        yield row["translation"]["de"], row["translation"]["en"]
+    branch = "refs/convert/parquet"
+    return Path(
+        snapshot_download(name, repo_type="dataset", revision=branch, allow_patterns="de-en/*")
+    )
+
+
+def hub_pairs(files: Iterable[Path]) -> Iterator[Pair]:
+    """The raw pairs of parquet files with translation.de and translation.en."""
+    from pyarrow import parquet
+
+    for file in files:
+        for row in parquet.read_table(file)["translation"].to_pylist():
+            yield row["de"], row["en"]
 
 
 def prepare(place: Path, output: Path, sha256: str | None = None) -> dict[str, Any]:
@@ -141,9 +153,16 @@ def prepare(place: Path, output: Path, sha256: str | None = None) -> dict[str, A
 
 def prepare_hub(name: str, output: Path) -> dict[str, Any]:
     """From the hub, whose rows and test set are others."""
-    splits, notes = splits_of(lambda: hub_pairs(name, "train"), lambda: hub_pairs(name, "test"))
+    folder = hub_folder(name)
+    read = {part: sorted(folder.glob(f"de-en/{part}/*.parquet")) for part in ("train", "test")}
+    inputs = {
+        f"{name}@{folder.name}/{file.relative_to(folder)}": hashed(file)
+        for files in read.values()
+        for file in files
+    }
+    splits, notes = splits_of(lambda: hub_pairs(read["train"]), lambda: hub_pairs(read["test"]))
     notes.append(f"{name}: the hub's rows, not those of the published archive")
-    return write_corpus(output, splits, {name: {"hub": name}}, PUBLISHED, notes)
+    return write_corpus(output, splits, inputs, PUBLISHED, notes)
 
 
 def main() -> None:
@@ -153,6 +172,8 @@ def main() -> None:
     given = options.parse_args()
     if (given.place is None) == (given.hub is None):
         options.error("give the archive, or --hub")
+    if given.hub and given.sha256:
+        options.error("--sha256 is the hash of an archive; of --hub the manifest holds the hashes")
     if given.hub:
         prepare_hub(given.hub, given.output)
     else:
