@@ -237,3 +237,49 @@ def test_objectives_lists_every_objective_as_a_frozen_dataclass_of_numbers():
         assert {f.type for f in dataclasses.fields(cls)} <= {float, int}
     tokens = {cls for cls in OBJECTIVES.values() if issubclass(cls, TokenObjective)}
     assert {type(objective) for objective in FAMILY} == tokens
+
+
+DEFAULTS = {
+    "ce": ({}, ""),
+    "tailr": ({"min_weight": 0.0}, "thu-coai/TaiLr: --density-min-weight; its gamma has none here"),
+    "dft": ({}, ""),
+    "gce": ({"q": 0.7}, "Zhang & Sabuncu, NeurIPS 2018"),
+    "focal": ({"focusing": 2.0}, "Lin et al., ICCV 2017"),
+    "mixce": ({"eta": 0.5}, "ours: the source searches 0 to 1"),
+    "poly1": ({"epsilon": 1.0}, "ours: the source tunes it for each task"),
+    "taylor_ce": ({"order": 2}, "ours: the least that is not dft"),
+    "threshold": ({"min_p": 0.1, "max_p": 1.0}, "ProFit: prob_threshold 0.1, higher"),
+    "loss_truncation": (
+        {"drop": 0.4, "min_count": 10_000, "window": 10_000},
+        "ddkang/loss_dropper: dropc, min_count, recompute",
+    ),
+    "gold": (
+        {"min_weight": 0.2, "min_reward": 0.1, "suffix": 5, "discount": 1.0},
+        "yzpang/gold-off-policy-text-gen-iclr21, run_iwslt_golds.sh: --iw-min, --trunc-min",
+    ),
+    "gold_p": (
+        {"min_weight": 0.0, "min_reward": 1.0, "suffix": 5, "discount": 1.0, "baseline": -10.0},
+        "the same, run_cnndm_goldp.sh: the code's own defaults",
+    ),
+    "confidence_penalty": ({"beta": 0.1}, "Pereyra et al., 2017, arXiv 1701.06548"),
+    "unlikelihood": ({"alpha": 1.0}, "facebookresearch/unlikelihood_training: --rank-alpha"),
+    "d2gpo": (
+        {"alpha": 0.1, "temperature": 2.0, "std": 1.0},
+        "Li et al., ICLR 2020; its criterion's --d2gpo-alpha, --d2gpo-temperature",
+    ),
+    "gem": ({"beta": 0.7, "slope": 0.01}, "liziniu/GEM: gem_beta, gem_h logsigmoid"),
+    "eaft": ({"alpha": 1.0, "k": 20}, "PRIS-CV/EAFT; axolotl's eaft_alpha and eaft_k"),
+    "asft": ({"kl_weight": 0.1}, "zhuchichi56/ASFT: 0.05 to 0.1"),
+}
+"""What an objective is if nothing but its name is given, and who says so."""
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_by_its_name_alone_is_the_published_one(name):
+    """Comparisons name a baseline and take its numbers on trust."""
+    given = {
+        field.name: field.default
+        for field in dataclasses.fields(OBJECTIVES[name])
+        if field.default is not dataclasses.MISSING
+    }
+    assert given == DEFAULTS[name][0]
