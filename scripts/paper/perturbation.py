@@ -222,14 +222,17 @@ def paint(axes: Any, records: Sequence[Mapping[str, Any]], kinds: Sequence[str])
             axis.set(title=kind, xlabel="edits", ylabel=label)
             axis.axhline(0.0, color="0.7", lw=0.8, zorder=0)
             axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0][0].legend()
+    lines, names = axes[0][0].get_legend_handles_labels()
+    columns = 1 + len(names) // 20  # beside the axes: in them, many models leave no room
+    axes[0][0].figure.legend(lines, names, loc="outside right upper", ncols=columns)
 
 
 def _paint_kind(axis: Any, records: Sequence[Mapping[str, Any]], key: str) -> None:
-    for name in dict.fromkeys(each["model"] for each in records):
+    for i, name in enumerate(dict.fromkeys(each["model"] for each in records)):
         own = [each for each in records if each["model"] == name]
         edits = [each["edits"] for each in own]
-        (line,) = axis.plot(edits, [each[key]["value"] for each in own], label=name)
+        values, style = [each[key]["value"] for each in own], ("-", "--", ":")[i // 10 % 3]
+        (line,) = axis.plot(edits, values, style, label=name)  # there are ten colours
         low, high = ([each[key][end] for each in own] for end in ("low", "high"))
         axis.fill_between(edits, low, high, color=line.get_color(), alpha=0.2, lw=0)
 
