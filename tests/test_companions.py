@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from families import arguments, collate, rows, tiny_model
 from test_exact import Break
 from test_trainer import assert_same_step, own_logits, trained, trainer_for
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, Trainer, TrainerCallback
 
 from tvd_gen import ObjectiveTrainer, TaiLr, objective_loss
 from tvd_gen.models.lstm import LSTMForSeq2SeqLM, LSTMSeq2SeqConfig
@@ -252,7 +252,8 @@ def with_head_adapter(seed=0, **options):
     peft = pytest.importorskip("peft")
     model = tiny_model("llama")
     torch.manual_seed(seed)
-    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["lm_head"], **options))
+    options = {"target_modules": ["lm_head"]} | options
+    return peft.get_peft_model(model, peft.LoraConfig(**options))
 
 
 def test_weights_without_dropout_have_none_in_an_adapter_of_the_head(tmp_path, caplog):
@@ -278,13 +279,14 @@ def test_weights_without_dropout_have_none_in_an_adapter_of_the_head(tmp_path, c
 
 def test_an_adapter_that_adds_nothing_yet_makes_no_other_reference(tmp_path):
     """A run that is started again draws it anew, and could not be gone on with."""
-    found = []
-    for seed, options in ((1, {}), (2, {}), (2, {"init_lora_weights": False})):
-        model = with_head_adapter(seed, **options)
-        trainer = trainer_for(model, tmp_path, trainer={"objective": ASFT()})
-        trainer._make_companions()
-        found.append(trainer.identity()["reference"])
-    assert found[0] == found[1] != found[2]
+    for target in ("lm_head", "embed_tokens"):
+        found = []
+        for seed, options in ((1, {}), (2, {}), (2, {"init_lora_weights": False})):
+            model = with_head_adapter(seed, target_modules=[target], **options)
+            trainer = trainer_for(model, tmp_path, trainer={"objective": ASFT()})
+            trainer._make_companions()
+            found.append(trainer.identity()["reference"])
+        assert found[0] == found[1] != found[2]
 
 
 def test_where_weights_come_from_is_part_of_a_run(tmp_path):
@@ -373,6 +375,28 @@ def test_a_reference_of_another_kind_is_refused(family, other, tmp_path):
     options = {"objective": ASFT(), "reference": tiny_model(other)}
     with pytest.raises(ValueError, match=r"the reference model is an? .*, the trained one an? "):
         trainer_for(tiny_model(family), tmp_path, trainer=options)
+
+
+@pytest.mark.parametrize("other", [GPT2Model(GPT2Config(n_layer=1)), torch.nn.Linear(1, 1), "dir"])
+def test_what_is_no_language_model_is_no_reference(other, tmp_path):
+    options = {"objective": GOLD(), "reference": other}
+    with pytest.raises(ValueError, match="must be a language model of transformers, not "):
+        trainer_for(tiny_model("gpt2"), tmp_path, trainer=options)
+
+
+def test_a_mixture_of_experts_own_loss_is_not_normalized(tmp_path):
+    model = tiny_model("mixtral")
+    model.config.output_router_logits = True
+    with pytest.raises(ValueError, match="weights of -log p: output_router_logits"):
+        trainer_for(model, tmp_path, trainer={"normalize_weights": True})
+
+
+def test_a_copy_has_no_hooks(tmp_path):
+    trainer = trainer_for(tiny_model("gpt2"), tmp_path, trainer={"objective": ASFT()}, max_steps=1)
+    trainer.compute_loss(trainer.model, batch_of(trainer.model))
+    trainer.train()
+    copied = [*trainer._reference.model.modules()]
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in copied)
 
 
 def test_the_trained_model_is_no_reference(tmp_path):

@@ -265,15 +265,26 @@ def test_seeds_of_other_models_are_refused(tmp_path):
         rendered(folders[:1], [1], "gold")
 
 
-def test_seeds_count_once_and_were_made_alike(tmp_path):
+def test_seeds_count_once_and_were_made_alike(tmp_path, monkeypatch):
     """Else p would be of a number of seeds that there is not, or of two experiments."""
-    first, second = (seeds_folder(tmp_path / name, {"ce": 1.0, "b": 2.0}) for name in "12")
+    first, second = (seeds_folder(tmp_path / n, {"ce": float(n), "b": 2.0}) for n in "12")
     copied = tmp_path / "copied"
     copied.mkdir()
     (copied / "perturbation.json").write_bytes((first / "perturbation.json").read_bytes())
     for twice in ([first, first], [first, second, copied]):
         with pytest.raises(ValueError, match=r"the models of .*1 again; each seed counts once"):
             perturbation_seeds.read(twice)
+    monkeypatch.chdir(tmp_path)
+    inside = [
+        seeds_folder(tmp_path / name, {"ce": n, "b": 2.0}, models=["ce", "b"])
+        for name, n in (("x", 1.1), ("y", 1.2))
+    ]
+    assert len(perturbation_seeds.by_seed(perturbation_seeds.read(inside))) == 2
+    lines = [line | {"folder": "one"} for line in perturbation_seeds.read(inside)]
+    merged = tmp_path / "merged.jsonl"
+    merged.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with pytest.raises(ValueError, match="one: the models of one again"):
+        perturbation_seeds.read([merged])
     short = seeds_folder(tmp_path / "3", {"ce": 1.0, "b": 2.0}, limit=5)
     with pytest.raises(ValueError, match="3: --limit 5, others have 9"):
         perturbation_seeds.read([first, short])

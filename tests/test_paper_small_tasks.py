@@ -152,7 +152,7 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
 def test_results_of_another_budget_are_refused(tmp_path, said):
     line = {"run": "translation/ce-seed1", "task": "translation", "steps": 5}
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
-    with pytest.raises(ValueError, match="has 5 steps a run; take another --output"):
+    with pytest.raises(ValueError, match="has 5 steps a run; give --budget 5, or take another"):
         small_tasks.run_all(settings(tmp_path), [small_plans.TRANSLATION], TUNED, 1, said.append)
 
 
@@ -280,6 +280,11 @@ def test_a_table_of_nothing_is_no_table(tmp_path):
     kept.write_text("{\n")
     with pytest.raises(SystemExit, match=r"kept.jsonl:1: no JSON"):
         small_tasks.main([*words, str(kept)])
+    kept.write_text('{"run": "lead", "steps": 12}')  # whole, but for the line's end
+    before = kept.read_bytes()
+    with pytest.raises(SystemExit, match=r"kept.jsonl: has no finished runs of these"):
+        small_tasks.main([*words, str(kept)])
+    assert kept.read_bytes() == before, "it only prints"
 
 
 @pytest.mark.parametrize("option", ["--jobs", "--budget", "--seeds"])

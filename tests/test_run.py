@@ -171,10 +171,12 @@ def test_texts_are_scored_as_after_sed(tmp_path, files, monkeypatch, lowercase):
     assert evaluation_as_it_is["rep_4"] > numbers["rep_4"]
 
 
-def test_a_best_model_is_chosen_by_texts_that_are_stripped_too(tmp_path, files):
-    settings = config(tmp_path, files, evaluation={"metrics": ["bleu"], "strip": ["<newline>"]})
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_a_best_model_is_chosen_by_texts_that_are_stripped_too(tmp_path, files, lowercase):
+    strip = "<NewLine>" if lowercase else "<newline>"
+    settings = config(tmp_path, files, evaluation={"metrics": ["bleu"], "strip": [strip]})
     texts = ["red <newline> cat runs soft", "red cat runs<newline> soft"]
-    tokenizer = train_tokenizer(TokenizerSpec(vocab_size=300), texts * 3)
+    tokenizer = train_tokenizer(TokenizerSpec(vocab_size=300, lowercase=lowercase), texts * 3)
     made, wanted = (numpy.array([tokenizer(x)["input_ids"]]) for x in texts)
     score = training._scorer(settings, tokenizer)
     assert score(EvalPrediction(made, wanted))["bleu"] == pytest.approx(100)
@@ -509,7 +511,7 @@ def test_a_tokenizer_lower_cases_only_where_it_was_told_to(kind, lowercase):
     """One of words knows no word but its own, and must not be taken for one that lower-cases."""
     spec = TokenizerSpec(type=kind, vocab_size=300, lowercase=lowercase)
     tokenizer = train_tokenizer(spec, ["The dog sees the cat .", "a fox"])
-    assert evaluation.lowercases(tokenizer) is lowercase
+    assert training.lowercases(tokenizer) is lowercase
 
 
 def test_evaluation_changes_only_what_a_trained_model_leaves_open(tmp_path, files):

@@ -258,7 +258,9 @@ def test_a_table_can_be_made_of_the_lines(finished, monkeypatch, capsys):
     assert capsys.readouterr().out == (output / "table.md").read_text() + "\n"
     (output / "results.jsonl").rename(output / "kept.jsonl")
     (output / "results.jsonl").write_text('{"objective": "ce"}\n')
-    with pytest.raises(SystemExit, match=r"results.jsonl:1: has not objective, seed, figures"):
+    with pytest.raises(
+        SystemExit, match=r"results.jsonl:1: has not objective, seed, figures, after_ce"
+    ):
         synthetic_table.main()
     (output / "kept.jsonl").rename(output / "results.jsonl")
 

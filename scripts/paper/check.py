@@ -70,7 +70,10 @@ def faults_of_toy(folder: Path) -> Iterator[str]:
 def faults_of_spoilt(folder: Path) -> Iterator[str]:
     """What is wrong with perturbation.json of perturbation.py, one folder for each seed."""
     for file in sorted(folder.glob("*/perturbation.json")) or [folder / "perturbation.json"]:
-        for record in json.loads(file.read_text("utf-8"))["results"]:
+        records = json.loads(file.read_text("utf-8"))["results"]
+        if not records:
+            yield f"{file}: has no results"
+        for record in records:
             name = f"{file.parent.name}, {record['model']}, {record['kind']} {record['edits']}"
             if not all(math.isfinite(record[key]["value"]) for key in ("nll", "rise")):
                 yield f"{name}: a number is not finite"
@@ -93,8 +96,8 @@ def main() -> None:
     }
     try:
         faults = [fault for name, law in laws.items() for fault in law(folder / name)]
-    except (OSError, ValueError) as error:
-        sys.exit(f"{error}; `make paper-check` makes what is checked")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"{type(error).__name__}: {error}; `make paper-check` makes what is checked")
     sys.exit("\n".join(faults) or None)
 
 

@@ -43,18 +43,19 @@ def read(places: Sequence[Path]) -> list[Line]:
     were made with unlike settings.
     """
     lines = [line for place in places for line in _lines(place)]
-    seeds: dict[str, list[str]] = {}
+    seeds: dict[str, list[Line]] = {}
     for line in lines:
-        seeds.setdefault(line["folder"], []).append(line["place"])
+        seeds.setdefault(line["folder"], []).append(line)
         for name in ALIKE:
             own, first = (each["settings"].get(name) for each in (line, lines[0]))
             if own != first:
                 option = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{line['folder']}: {option} {own}, others have {first}")
     folder_of: dict[str, str] = {}
-    for folder, models in seeds.items():
-        other = folder_of.setdefault(json.dumps(models), folder)
-        if other != folder or len(set(models)) < len(models):
+    for folder, own_lines in seeds.items():
+        made = json.dumps([(line["model"], line["numbers"]) for line in own_lines])
+        other = folder_of.setdefault(made, folder)
+        if other != folder or len({line["model"] for line in own_lines}) < len(own_lines):
             raise ValueError(f"{folder}: the models of {other} again; each seed counts once")
     return lines
 
@@ -182,6 +183,8 @@ def main() -> None:
             keep(given.lines, lines, given.edits)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
+    except (KeyError, TypeError, AttributeError) as error:
+        sys.exit(f"these are not lines of --lines ({type(error).__name__}: {error})")
 
 
 if __name__ == "__main__":

@@ -138,13 +138,15 @@ class NotTuned(ValueError):
 class Results:
     """results.jsonl: a line for each finished run, the newest last."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, mend: bool = True) -> None:
+        """mend: take a line that was cut off out of the file."""
         self.file = file
-        if self.file.exists():
+        if mend and self.file.exists():
             whole, _, cut = self.file.read_bytes().rpartition(b"\n")
             if cut:  # a full disk, a power loss: its run is measured again
                 write_text(self.file, f"{whole.decode()}\n" if whole else "")
-        lines = read_lines(self.file, ("run", "steps")) if self.file.exists() else []
+        there = self.file.exists() and self.file.stat().st_size
+        lines = read_lines(self.file, ("run", "steps")) if there else []
         self.lines: dict[str, Tree] = {line["run"]: line for line in lines}
 
     def add(self, line: Tree) -> None:
@@ -157,7 +159,10 @@ class Results:
         """The line of a run; ValueError where it was made with another number of steps."""
         line = self.lines.get(str(Path(run.task) / run.folder.name))
         if line and line["steps"] != run.tree["training"]["max_steps"]:
-            raise ValueError(f"{self.file}: has {line['steps']} steps a run; take another --output")
+            raise ValueError(
+                f"{self.file}: has {line['steps']} steps a run; give --budget {line['steps']}, "
+                "or take another --output"
+            )
         return line
 
 
@@ -365,7 +370,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if given.screen:
             sweeps = [replace(each, grid=each.middle) for each in sweeps]
         if given.table:
-            results = Results(table_of)
+            results = Results(table_of, mend=False)
         else:
             results = run_all(settings, tasks, sweeps, given.jobs, say)
         if not (text := report(settings, tasks, sweeps, results)):

@@ -105,9 +105,12 @@ def sample_oracle(experiment: Experiment, say: Say) -> None:
     counts = {"train": settings.train, "validation": settings.validation, "test": settings.test}
     files = {split: experiment.data / f"{split}.jsonl" for split in counts}
     if experiment.own.exists():
-        drawn = json.loads(experiment.own.read_text("utf-8")).get("data_sha256", {})
+        drawn = json.loads(experiment.own.read_text("utf-8")).get("data_sha256")
+        if drawn is None:
+            told = "is of an earlier version; remove it, and the same sentences are drawn again"
+            raise ConfigError(f"{experiment.own}: {told}")
         for split, file in files.items():
-            if not file.exists() or source_file(file).sha256 != drawn.get(split):
+            if not file.exists() or source_file(file).sha256 != drawn[split]:
                 told = "has changed since the oracle drew it" if file.exists() else "is not there"
                 raise ConfigError(f"{file}: {told}; remove {experiment.own}, and it is drawn again")
         return

@@ -48,7 +48,8 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     students = sorted(folder.glob("seed-*/students/*/figures.json"))
     records = [json.loads(file.read_text("utf-8")) for file in students]
     oracles = sorted(folder.glob("seed-*/oracle-figures.json"))
-    records += [json.loads(file.read_text("utf-8"))["record"] for file in oracles]
+    trees = [json.loads(file.read_text("utf-8")) for file in oracles]
+    records += [tree["record"] for tree in trees if "record" in tree]  # not of earlier versions
     return sorted(records, key=lambda record: (record["objective"], record["seed"]))
 
 
@@ -124,9 +125,17 @@ def main() -> None:
     )
     parser.add_argument("results", type=Path)
     try:
-        print(render(read_lines(parser.parse_args().results, ("objective", "seed", "figures"))))
+        print(
+            render(
+                read_lines(
+                    parser.parse_args().results, ("objective", "seed", "figures", "after_ce")
+                )
+            )
+        )
     except (ValueError, OSError) as error:
         sys.exit(str(error))
+    except (KeyError, TypeError) as error:
+        sys.exit(f"these are not results of synthetic.py ({type(error).__name__}: {error})")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ def read_lines(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
         if not isinstance(record, dict) or any(key not in record for key in keys):
             raise ValueError(f"{file}:{number}: has not {', '.join(keys)}; is it the right file?")
         found.append(record)
+    if not found:
+        raise ValueError(f"{file}: is empty")
     return found
 
 

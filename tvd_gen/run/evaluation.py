@@ -26,7 +26,7 @@ from tvd_gen.errors import ConfigError, NonFiniteError
 from tvd_gen.metrics import METRICS, as_scored, baseline_metrics, text_metrics
 from tvd_gen.models import ModelSpec, describe_model, load_model, most_new_tokens
 from tvd_gen.run.folder import RunFolder, write_json, write_lines
-from tvd_gen.run.training import Progress, Say, remarks, set_generation
+from tvd_gen.run.training import Progress, Say, lowercases, remarks, set_generation
 from tvd_gen.tasks import TASKS
 from tvd_gen.trainer import take_targets, target_logits
 
@@ -102,15 +102,6 @@ def _text_numbers(
     if baseline:
         numbers |= baseline_metrics(baseline, groups, seen["source"], seen["target"])
     return numbers
-
-
-def lowercases(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text comes back from its ids in lower case."""
-    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    if normalizer is not None:  # a tokenizer of words knows no "Aa"
-        return "Aa" not in normalizer.normalize_str("Aa")
-    ids = tokenizer(text_target="Aa", add_special_tokens=False)["input_ids"]
-    return "Aa" not in str(tokenizer.decode(ids))
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

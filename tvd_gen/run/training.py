@@ -132,7 +132,8 @@ def prepare(config: RunConfig, *, say: Say, progress: Progress) -> Prepared:
             continue
         summary = describe_model(each)
         for split, rows in encoded.items():
-            if isinstance(rows, Dataset):
+            reads = each is model or split in ("train", "validation")
+            if reads and isinstance(rows, Dataset):
                 check_fits(
                     rows,
                     vocab_size=summary.vocabulary,
@@ -315,6 +316,15 @@ class RunTrainer(Seq2SeqObjectiveTrainer):
         return super().prediction_step(model, inputs, *args, **kwargs)
 
 
+def lowercases(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text comes back from its ids in lower case."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is not None:  # a tokenizer of words knows no "Aa"
+        return "Aa" not in normalizer.normalize_str("Aa")
+    ids = tokenizer(text_target="Aa", add_special_tokens=False)["input_ids"]
+    return "Aa" not in str(tokenizer.decode(ids))
+
+
 def _scorer(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -322,7 +332,8 @@ def _scorer(
     def texts(ids: Any) -> list[str]:
         filled = numpy.where(ids == -100, tokenizer.pad_token_id, ids)
         decoded = tokenizer.batch_decode(filled, skip_special_tokens=True)
-        return as_scored((text.strip() for text in decoded), strip=config.evaluation.strip)
+        texts = (text.strip() for text in decoded)
+        return as_scored(texts, strip=config.evaluation.strip, lower_cased=lowercases(tokenizer))
 
     def score(prediction: EvalPrediction) -> dict[str, float]:
         outputs, references = texts(prediction.predictions), texts(prediction.label_ids)

@@ -113,9 +113,10 @@ def of_weights(model: nn.Module) -> str:
     which a run that is started again draws anew."""
     named = dict(model.named_parameters())
     idle = {
-        name.replace(".lora_B.", ".lora_A.")
+        name.replace(f"{one}.", f"{other}.")
+        for one, other in (("lora_B", "lora_A"), ("lora_embedding_A", "lora_embedding_B"))
         for name, parameter in named.items()
-        if ".lora_B." in name and not parameter.any()
+        if f".{one}." in name and not parameter.any()
     }
     return _hash_of((name, each) for name, each in named.items() if name not in idle)
 

@@ -147,11 +147,14 @@ class ObjectiveMixin(RememberingMixin):
     def _check_normalized(self) -> None:
         """ValueError where something else than weighted -log p would be divided."""
         settings, config = self.loss_settings, self._language_model.config
+        text = getattr(config, "get_text_config", lambda: config)()
         others = {
             f"{self.objective}": not self.objective.is_weighted_nll,
             "label smoothing": settings.label_smoothing,
             "z_loss": settings.z_loss,
-            "output_router_logits": getattr(config, "output_router_logits", False),
+            "output_router_logits": any(
+                getattr(each, "output_router_logits", False) for each in (config, text)
+            ),
         }
         if found := [name for name, there in others.items() if there]:
             raise ValueError(

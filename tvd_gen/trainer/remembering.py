@@ -122,6 +122,10 @@ class RememberingMixin(ExactMixin):
             self._reference = self._companion(frozen_copy(model) if given is None else given)
 
     def _check_reference(self, model: Any, reference: Any) -> None:
+        head = getattr(reference, "get_output_embeddings", None)
+        if not hasattr(reference, "config") or head is None or head() is None:
+            kind = type(reference).__name__
+            raise ValueError(f"the reference must be a language model of transformers, not {kind}")
         mine = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         if any(id(parameter) in mine for parameter in reference.parameters()):
             raise ValueError(
