@@ -49,8 +49,8 @@ def test_the_synthetic_tables(section):
     assert all(line.startswith("| oracle | 5 ") for line in left)  # kept with no lines
 
 
-def test_the_seed_that_repeats_the_synthetic_tables():
-    """Every difference of TVD within 0.03 of the mean of the tables; only gamma 1e-7's below 0."""
+def test_the_seeds_that_repeat_the_synthetic_tables():
+    """Every difference of TVD within 0.008 of the mean of the tables; only gamma 1e-7's below 0."""
     lines = read_lines(KEPT / "synthetic_third.jsonl", ("objective", "seed", "figures"))
     found, expected = by_objective(lines), {}
     for file in SYNTHETIC.values():
@@ -58,9 +58,9 @@ def test_the_seed_that_repeats_the_synthetic_tables():
             expected.setdefault(name, own)
     assert found.keys() == expected.keys()
     assert len(found) == 27  # beside cross-entropy
-    assert all(abs(found[name] - expected[name]) < 0.03 for name in found)
-    assert [(name, round(gap, 3)) for name, gap in found.items() if gap < 0] == [
-        ("tailr-1e-07", -0.001)
+    assert all(abs(found[name] - expected[name]) < 0.008 for name in found)
+    assert [(name, round(gap, 4)) for name, gap in found.items() if gap < 0] == [
+        ("tailr-1e-07", -0.0005)
     ]
 
 
@@ -78,7 +78,7 @@ def test_the_table_of_spoilt_sentences():
     seeds = perturbation_seeds.by_seed(perturbation_seeds.read([KEPT / "spoilt.jsonl"]))
     made = perturbation_seeds.render_of(seeds, [5], "oracle", "rise")
     assert len(rows(made)) == 1 + 29
-    assert rows(made) == rows(SECTIONS["All twenty-eight, seed 1"])
+    assert rows(made) == rows(SECTIONS["All twenty-eight, seeds 1 and 2"])
 
 
 def small(file, task, labels=None, screen=False):
