@@ -529,6 +529,7 @@ FUZZ = settings(
 
 
 @given(mutations)
+@example([(("data", "columns", "source"), "key", "", "\n")])
 @FUZZ
 def test_a_mutated_config_loads_or_says_why_with_lines(tmp_path, changes):
     """A user's typo must never be a traceback, and what loads must load again from its dump."""

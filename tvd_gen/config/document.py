@@ -89,9 +89,9 @@ class Document:
         return place, f"{place}: {shown}: {fault.what}" if shown else f"{place}: {fault.what}"
 
     def lines(self, faults: list[Fault]) -> list[str]:
-        """The faults as text, each once, in the order of their places."""
+        """The faults as lines, each once, in the order of their places."""
         rows = sorted({self.line_of(fault): None for fault in faults}, key=lambda row: row[0])
-        return [text for _, text in rows]
+        return [text.replace("\n", "\\n") for _, text in rows]  # a field's name may hold one
 
 
 class _Stop(Exception):
