@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def small(file, task, labels=None, screen=False):
     """The table of small_tasks.py --table FILE."""
     sweeps = [each for each in small_plans.SWEEPS if labels is None or each.label in labels]
     if screen:
-        sweeps = [small_tasks.replace(each, grid=each.middle) for each in sweeps]
+        sweeps = [replace(each, grid=each.middle) for each in sweeps]
     settings = small_plans.Settings(
         Path("runs/small_tasks"),
         (1,) if screen else (1, 2, 3),

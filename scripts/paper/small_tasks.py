@@ -203,6 +203,7 @@ def run_all(
     settings: Settings, tasks: Sequence[Task], sweeps: Sequence[Sweep], jobs: int, say: Say
 ) -> Results:
     """What others begin with first, the leads and cross-entropy; then every grid; every seed."""
+    settings.output.mkdir(parents=True, exist_ok=True)
     results, seeds = Results(settings.output / "results.jsonl"), settings.seeds
     for task in tasks:
         if task.lead_steps:
@@ -227,6 +228,14 @@ def run_all(
     ]
     complete(tuned, results, jobs, say)
     return results
+
+
+def recorded(place: Path) -> Results:
+    """The results of an output folder or a results.jsonl, as they are; ValueError for none."""
+    file = place / "results.jsonl" if place.is_dir() else place
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; there are no finished runs to tell of")
+    return Results(file, mend=False)
 
 
 # --- the table ---------------------------------------------------------------------------------
@@ -356,12 +365,7 @@ def main(words: Sequence[str] | None = None) -> None:
     size = QUICK if given.quick else Size()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every finally
     seeds = tuple(given.seeds[:1] if given.quick or given.screen else given.seeds)
-    table_of = Path(given.output / "results.jsonl" if given.table is True else given.table or "")
     try:
-        if given.table and not table_of.is_file():
-            raise ValueError(f"{table_of}: no such file; there are no finished runs to tell of")
-        if not given.table:
-            given.output.mkdir(parents=True, exist_ok=True)
         places = BUILT_IN if given.table else data_of(given)
         settings = Settings(given.output, seeds, size, steps, places)
         sweeps = chosen_sweeps(given.objectives, say)
@@ -370,7 +374,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if given.screen:
             sweeps = [replace(each, grid=each.middle) for each in sweeps]
         if given.table:
-            results = Results(table_of, mend=False)
+            results = recorded(settings.output if given.table is True else Path(given.table))
         else:
             results = run_all(settings, tasks, sweeps, given.jobs, say)
         if not (text := report(settings, tasks, sweeps, results)):

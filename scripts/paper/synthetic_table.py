@@ -1,6 +1,8 @@
 """Results of several seeds: means, deviations, and differences that are tested by seed.
 
-python scripts/paper/synthetic_table.py results.jsonl     # of synthetic.py; prints its table
+    python scripts/paper/synthetic_table.py results.jsonl
+
+prints the table of a results.jsonl of synthetic.py, as the ones in scripts/paper/results.
 """
 
 import argparse
@@ -124,14 +126,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", type=Path)
+    file: Path = parser.parse_args().results
     try:
-        print(
-            render(
-                read_lines(
-                    parser.parse_args().results, ("objective", "seed", "figures", "after_ce")
-                )
-            )
-        )
+        print(render(read_lines(file, ("objective", "seed", "figures", "after_ce"))))
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     except (KeyError, TypeError) as error:

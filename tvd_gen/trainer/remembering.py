@@ -194,11 +194,10 @@ class RememberingMixin(ExactMixin):
         if self._updated:
             self._updated = False
             self._remember()
-        lags = self._old is not None and self.weight_source.kind == "lagged"
-        if lags and self.state.global_step % self.weight_source.every == 0:
+        old, source = self._old, self.weight_source
+        if old and source.kind == "lagged" and self.state.global_step % source.every == 0:
             # Also where the step itself was left out: the model is as the one before made it.
-            assert self._old is not None
-            follow(self._old.model, self.accelerator.unwrap_model(self.model), 0.0)
+            follow(old.model, self.accelerator.unwrap_model(self.model), 0.0)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _remember(self) -> None:
