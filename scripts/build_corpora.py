@@ -3,6 +3,7 @@
 
     python scripts/build_corpora.py               # fetch the index, write tvd_gen/corpora, check it
     python scripts/build_corpora.py --check       # only check what is there
+    python scripts/build_corpora.py --every-description FOLDER    # for small_tasks.py
 
 It needs apt and the standard library; no root: lists and packages go to a private folder.
 The same index gives the same bytes. The split of a row hangs on its source package alone, so a
@@ -211,6 +212,35 @@ def _is_summary(package: Package, found: Description) -> bool:
 def _summary_texts(row: Row) -> list[str]:
     # the first paragraph too: packages of one project often differ in the last one only
     return [row["source"], row["target"], row["source"].split("\n")[0]]
+
+
+DUMMY = re.compile(r"transitional|dummy package|debug(?:ging)? symbols", re.IGNORECASE)
+
+
+def every_description(packages: dict[str, Package], english: str) -> Splits:
+    """Long description (`text`) -> synopsis (`summary`) of nearly all packages, in index order.
+
+    `english` is the Translation-en file. Left out are dummies, short texts and exact repetitions;
+    paragraphs are joined, and texts cut at 4,000 characters. A source package is in one split.
+    """
+    splits: Splits = {"train": [], "valid": [], "test": []}
+    seen: set[tuple[str, str]] = set()
+    for stanza in english.split("\n\n"):
+        row = dict(fields(stanza))
+        synopsis, _, rest = row.get("Description-en", "").partition("\n")
+        lines = (line.strip() for line in rest.split("\n"))
+        text = clean(" ".join(line for line in lines if line != "."))[:4000]
+        pair = text, synopsis.strip()
+        dummy = any(DUMMY.search(part) for part in pair)
+        if len(text) < 80 or len(pair[1]) < 10 or dummy or pair in seen:
+            continue
+        seen.add(pair)
+        name = row["Package"]
+        source = packages[name].source if name in packages else name
+        kept = {"package": name, "source": source, "text": text, "summary": pair[1]}
+        percent = int(hashlib.md5(source.encode()).hexdigest(), 16) % 100
+        splits["valid" if percent < 3 else "test" if percent < 6 else "train"].append(kept)
+    return splits
 
 
 def translations(
@@ -458,18 +488,35 @@ def _release_files(target: Row) -> Iterator[str]:
 # --- main --------------------------------------------------------------------------------------
 
 
-def build(corpora: Path, apt: Apt) -> None:
-    """Fetch the index and write the three corpora."""
+def fetch(apt: Apt) -> tuple[dict[tuple[str, str], str], str]:
+    """The text of the index files, by kind and language, and which index it is."""
     apt.update()
     targets = apt.targets()
     index = {(t["Created-By"], t.get("Language", "")): open_index(t["Filename"]) for t in targets}
+    return index, snapshot_of(targets[0])
+
+
+def build(corpora: Path, apt: Apt) -> None:
+    """Fetch the index and write the three corpora."""
+    index, snapshot = fetch(apt)
     packages = read_packages(index["Packages", ""])
     english = read_descriptions(index["Translations", "en"], "en")
     german = read_descriptions(index["Translations", "de"], "de")
-    snapshot = snapshot_of(targets[0])
     _write_summaries(corpora, summaries(packages, english), snapshot)
     _write_translations(corpora, translations(packages, english, german), snapshot)
     _write_jargon(corpora, apt.download("jargon-text"), snapshot)
+
+
+def build_every_description(folder: Path, apt: Apt) -> None:
+    """Fetch the index and write {train,valid,test}.jsonl; print rows and SHA-256."""
+    index, snapshot = fetch(apt)
+    print(snapshot)
+    splits = every_description(read_packages(index["Packages", ""]), index["Translations", "en"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in splits.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_bytes(lines.encode("utf-8"))
+        print(f"{name}: {len(rows)} rows, {hashlib.sha256(lines.encode('utf-8')).hexdigest()}")
 
 
 def _write_summaries(corpora: Path, splits: Splits, snapshot: str) -> None:
@@ -525,10 +572,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=SHIPPED, help="folder of the corpora")
     parser.add_argument("--state", type=Path, help="keep the fetched lists here")
     parser.add_argument("--check", action="store_true", help="only check the files that are there")
+    parser.add_argument(
+        "--every-description",
+        type=Path,
+        metavar="FOLDER",
+        help="write nearly all descriptions there, and no corpus",
+    )
     options = parser.parse_args()
-    if not options.check:
-        with tempfile.TemporaryDirectory() as scratch:
-            build(options.output, Apt((options.state or Path(scratch)).resolve()))
+    with tempfile.TemporaryDirectory() as scratch:
+        apt = Apt((options.state or Path(scratch)).resolve())
+        if options.every_description:
+            build_every_description(options.every_description, apt)
+            return
+        if not options.check:
+            build(options.output, apt)
     check(options.output)
 
 

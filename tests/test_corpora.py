@@ -149,3 +149,36 @@ def test_a_row_keeps_its_split_when_the_corpus_grows(script):
     for name in SPLITS:
         assert {r["text"] for r in few[name]} <= {r["text"] for r in many[name]}
         assert few[name]
+
+
+def test_every_description_is_in_one_split_by_its_source_package(script):
+    """What the summarization of RESULTS.md is made of; its hashes are in there."""
+    long = "A tool that does one thing,\n and does it as well as anybody could.\n .\n The end."
+
+    def stanza(name, synopsis="A useful tool", text=long):
+        return f"Package: {name}\nDescription-md5: {name}\nDescription-en: {synopsis}\n {text}\n"
+
+    kept = [stanza(f"lib{i}", text=f"Library {i}. {long}") for i in range(300)]
+    left_out = [
+        stanza("again", text=f"Library 7. {long}"),
+        stanza("short", text="Too short."),
+        stanza("brief", "Brief"),
+        stanza("old", "A transitional tool"),
+        stanza("empty", text=f"{long} This is a dummy package."),
+    ]
+    packages = {f"lib{i}": script.Package(f"lib{i}", f"source{i // 3}", "", "") for i in range(299)}
+    splits = script.every_description(packages, "\n".join(kept + left_out))
+    rows = {row["package"]: (name, row) for name, own in splits.items() for row in own}
+    assert rows.keys() == {f"lib{i}" for i in range(300)}
+    assert all(splits.values())
+    for i in range(299):
+        split, row = rows[f"lib{i}"]
+        assert split == rows[f"lib{i // 3 * 3}"][0]
+        assert row["source"] == f"source{i // 3}"
+    assert rows["lib299"][1] == {
+        "package": "lib299",
+        "source": "lib299",
+        "text": "Library 299. A tool that does one thing, and does it as well as anybody could. "
+        "The end.",
+        "summary": "A useful tool",
+    }
