@@ -154,16 +154,24 @@ def target_grid(logits, targets):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
-def test_gold_has_the_gradients_of_the_dense_loss(family, smoothing, tmp_path):
-    reference = other_model(family)
-    options = {"objective": GOLD(), "reference": reference, "label_smoothing": smoothing}
+@pytest.mark.parametrize("objective", [GOLD(), GOLDP(), LossTruncation(0.4, 0, 8)], ids=repr)
+def test_sequence_objectives_have_the_gradients_of_the_dense_loss(
+    objective, family, smoothing, tmp_path
+):
+    reference = other_model(family) if objective.needs else None
+    options = {"objective": objective, "reference": reference, "label_smoothing": smoothing}
     trainer = trainer_for(tiny_model(family), tmp_path, trainer=options)
     model, batch = trainer.model, batch_of(trainer.model)
-    loss, got = ours(trainer, batch)
     targets, logits = own_logits(model, batch)
     logp, kept = target_grid(logits, targets)
-    anchor, _ = target_grid(own_logits(reference.eval(), batch)[1].detach(), targets)
-    dense = GOLD().loss(Sequences(logp, kept, None, anchor), {}).sum() / kept.sum()
+    anchor, state = None, objective.start()
+    if reference is None:  # half of the sequences are dropped
+        state["threshold"] = Sequences(logp, kept).means().detach().quantile(0.5)
+    else:
+        anchor, _ = target_grid(own_logits(reference.eval(), batch)[1].detach(), targets)
+    trainer._state = state
+    loss, got = ours(trainer, batch)
+    dense = objective.loss(Sequences(logp, kept, None, anchor), state).sum() / kept.sum()
     uniform = -logits.log_softmax(-1).mean(-1)[kept].mean()
     dense = (1 - smoothing) * dense + smoothing * uniform
     torch.testing.assert_close(loss, dense, rtol=1e-5, atol=1e-6)

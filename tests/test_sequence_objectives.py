@@ -6,7 +6,14 @@ import numpy
 import pytest
 import torch
 
-from tvd_gen.objectives import GOLD, GOLDP, LossTruncation, Sequences
+from tvd_gen.objectives import (
+    GOLD,
+    GOLDP,
+    OBJECTIVES,
+    LossTruncation,
+    SequenceObjective,
+    Sequences,
+)
 
 B, T = 5, 9
 LENGTHS = [9, 4, 1, 7, 0]
@@ -63,6 +70,11 @@ def test_gold_is_the_published_loop(objective, given):
 LAWS = [GOLD(), GOLD(0.15, 0.3, 2, 0.7), GOLDP(), LossTruncation(0.4, 0, 4)]
 
 
+def test_the_laws_are_of_every_sequence_objective():
+    ours = {cls for cls in OBJECTIVES.values() if issubclass(cls, SequenceObjective)}
+    assert {type(objective) for objective in LAWS} == ours
+
+
 @pytest.mark.parametrize("objective", LAWS, ids=repr)
 def test_the_loss_passes_gradcheck(objective):
     """With weights of another model: of its own, they are constants to the gradient alone."""
@@ -94,11 +106,10 @@ def test_loss_and_gradient_are_finite_at_the_ends(objective, dtype):
         )
 
 
-def test_gold_without_rewards_is_dft_with_a_floor():
+@pytest.mark.parametrize("objective", [GOLD(0.1, 1.0, 0), GOLDP(0.1, 1.0, 0, baseline=0.0)])
+def test_gold_without_rewards_is_dft_with_a_floor(objective):
     s = sequences()
-    losses = GOLD(min_weight=0.1, min_reward=1.0, suffix=0).loss(
-        Sequences(s.logp, s.kept, None, s.reference), {}
-    )
+    losses = objective.loss(Sequences(s.logp, s.kept, None, s.reference), {})
     (slope,) = torch.autograd.grad(losses.sum(), s.logp)
     floored = s.logp.detach().exp().clamp(min=0.1) * s.kept
     torch.testing.assert_close(-slope, floored)

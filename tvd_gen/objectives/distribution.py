@@ -99,7 +99,9 @@ class Unlikelihood(DistributionObjective):
 
         L = -log p(y_t) - alpha sum over c in {y_1 .. y_{t-1}} \\ {y_t} of log max(1 - p(c), 1e-5)
 
-    alpha = 0 is cross-entropy. Source: Welleck et al., ICLR 2020 (alpha 1, previous context).
+    alpha = 0 is cross-entropy. Source: Welleck et al., ICLR 2020 (alpha 1, previous context). The
+    published code flattens the batch, so that the sequences before count as context too; here each
+    sequence has its own.
     """
 
     alpha: float = 1.0

@@ -176,8 +176,9 @@ class GOLDP(GOLD):
 
         Q_t = sum over k = 0..suffix of discount^k max(min_reward, log(p_ref(y_{t+k}) + 1e-10) - b)
 
-    b is `baseline`. Where there is no target the reward is -b; see GOLD. Source: Pang & He, ICLR
-    2021 (CNN/DM: the defaults, p_old copied every 5000 updates).
+    b is `baseline`. Where there is no target the reward is -b; see GOLD. suffix = 0, b = 0 and
+    min_reward = 1 leave DFT with a floor. Source: Pang & He, ICLR 2021 (CNN/DM: the defaults, p_old
+    copied every 5000 updates).
     """
 
     min_weight: float = 0.0
