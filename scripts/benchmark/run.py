@@ -86,6 +86,7 @@ CHECK = {
     "check-fp32": (HeadCase(1024, 512, 32000, dtype="fp32"), ["hf", *OURS]),
     "check-ignored": (HeadCase(1024, 512, 32000, ignored=0.5), ["hf", *OURS]),
     "check-ignored-fp32": (HeadCase(1024, 512, 32000, ignored=0.5, dtype="fp32"), ["hf", *OURS]),
+    "check-levels": (HeadCase(512, 256, 8000, dtype="fp32"), ["hf", *OURS, *LEVELS]),
 }
 # Loose: they find a path that is lost, not a busy machine.
 BOUNDS = {
@@ -93,6 +94,7 @@ BOUNDS = {
     "check-fp32": {"seconds": 1.2, "peak": 0.6},
     "check-ignored": {"seconds": 0.7, "peak": 0.4},
     "check-ignored-fp32": {"seconds": 0.9, "peak": 0.6},
+    "check-levels": {"peak": 1.0},  # too small for times: that all of them run
 }
 
 
