@@ -137,6 +137,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=count, help="stop after so many evaluations without a best"
     )
+    parser.add_argument("--float32", action="store_true", help="in place of bfloat16")
     parser.add_argument("--jobs", type=count, default=1, help="students at a time, a core each")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args(arguments)
@@ -151,9 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     changes = {"epochs": given.epochs, "patience": given.patience}
     settings = dataclasses.replace(settings, **{k: v for k, v in changes.items() if v is not None})
     fast = torch.accelerator.is_available() or has_bf16()
-    if settings.bf16 and not fast:  # the records say what was used, and are not mixed
+    if not fast and not given.float32:  # the records say what was used, and are not mixed
         say("float32 in place of bfloat16, for which this processor has no fast instructions")
-        settings = dataclasses.replace(settings, bf16=False)
+    settings = dataclasses.replace(settings, bf16=fast and not given.float32)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every finally
     try:
         files = given.captions, given.validation
