@@ -79,7 +79,7 @@ MORE: dict[str, dict[str, Any]] = {
     "label-smoothing": {"name": "ce", "label_smoothing": 0.1},
     "ce-continued": {"name": "ce"},
     "ce-reseeded": {"name": "ce"},
-    # as published; their 10 epochs end before the copy is made anew
+    # as published (GOLD-p's: 5,000); their 10 epochs end before the copy is made anew
     "gold-lagged": {"name": "gold", "weights_from": "lagged", "weights_every": 3000},
     "gold_p-lagged": {"name": "gold_p", "weights_from": "lagged", "weights_every": 3000},
 }

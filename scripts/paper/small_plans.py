@@ -40,8 +40,8 @@ class Sweep:
         return OBJECTIVES[self.objective].looks_at_reference()
 
 
-# GOLD's weights as published, of a copy made anew every 3,000 steps; "gold" and "gold_p" weigh by
-# the model that is trained.
+# GOLD's weights as published, of a copy made anew every 3,000 steps (GOLD-p's: 5,000, which is no
+# matter before); "gold" and "gold_p" weigh by the model that is trained.
 LAGGED = {"weights_from": "lagged", "weights_every": 3000}
 SWEEPS = (
     Sweep("ce", "ce"),

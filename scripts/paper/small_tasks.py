@@ -69,7 +69,6 @@ from tables import number, read_lines, table
 from tvd_gen.config import load_config
 from tvd_gen.data.readers import source_file
 from tvd_gen.errors import NonFiniteError, TvdGenError
-from tvd_gen.objectives import OBJECTIVES
 from tvd_gen.run import evaluate, train
 from tvd_gen.run.folder import RunFolder, write_text
 from tvd_gen.strict_json import to_json
@@ -318,15 +317,6 @@ def data_of(given: argparse.Namespace) -> dict[str, Tree]:
     return places
 
 
-def chosen_sweeps(labels: Sequence[str] | None, say: Say) -> list[Sweep]:
-    """Those of the labels, all by default, that tvd-gen has an objective for."""
-    wanted = [sweep for sweep in SWEEPS if labels is None or sweep.label in labels]
-    for sweep in wanted:
-        if sweep.objective not in OBJECTIVES:
-            say(f"{sweep.label}: left out; tvd-gen has no objective {sweep.objective}")
-    return [sweep for sweep in wanted if sweep.objective in OBJECTIVES]
-
-
 def options() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
@@ -368,7 +358,8 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         places = BUILT_IN if given.table else data_of(given)
         settings = Settings(given.output, seeds, size, steps, places)
-        sweeps = chosen_sweeps(given.objectives, say)
+        labels = given.objectives
+        sweeps = [each for each in SWEEPS if labels is None or each.label in labels]
         if given.quick:
             sweeps = [replace(each, grid=each.grid[:QUICK_GRID]) for each in sweeps]
         if given.screen:
