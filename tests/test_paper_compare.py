@@ -66,6 +66,24 @@ def test_sums_give_the_metric_of_any_sample_of_items(name):
     assert float(sums.score(sums.rows[rows].sum(0, keepdims=True))[0]) == pytest.approx(direct)
 
 
+@pytest.mark.parametrize("name", compare.TOKEN_SUMS)
+def test_sums_of_tokens_are_the_metric_of_any_sample_of_items(name):
+    """Items weigh by their tokens: the mean of their means is another number."""
+    random = np.random.default_rng(0)
+    logp = [-random.exponential(2.0, n) for n in random.integers(1, 30, 50)]
+    items = [compare.Item("", "", "", -each.mean(), (each > -1).mean(), len(each)) for each in logp]
+    sums, rows = compare.TOKEN_SUMS[name](items), random.integers(50, size=50)
+    drawn = np.concatenate([logp[i] for i in rows])
+    direct = {
+        "nll": -drawn.mean(),
+        "accuracy": (drawn > -1).mean(),
+        "perplexity": np.exp(-drawn.mean()),
+    }
+    assert float(sums.score(sums.rows[rows].sum(0, keepdims=True))[0]) == pytest.approx(
+        direct[name]
+    )
+
+
 def test_the_bleu_test_is_sacrebleus():
     """An oracle that is not ours; its resamples are others, and its p is one of |differences|."""
     systems = [predictions(0.30, 0), predictions(0.33, 1)]
@@ -195,5 +213,6 @@ def test_two_real_runs_as_a_user_compares_them(tmp_path, files, monkeypatch, cap
     assert "| gamma=0.8 | rougeL |" in printed
     found = {each["metric"]: each for each in json.loads(out.read_text())}
     assert set(found) == {"bleu", "rouge1", "rouge2", "rougeL", "rougeLsum", "nll", "perplexity"}
-    assert found["nll"]["items"] is None
+    assert found["nll"]["items"]["value"] == pytest.approx(found["nll"]["difference"])
+    assert found["perplexity"]["items"]["low"] <= found["perplexity"]["items"]["high"]
     assert found["bleu"]["items"]["low"] <= found["bleu"]["items"]["high"]

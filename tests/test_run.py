@@ -57,6 +57,10 @@ def test_a_run_folder_has_what_the_design_promises(tmp_path, files):
     ]
     there = [json.loads(line) for line in Path(files["test"]).read_text().splitlines()]
     assert [{k: row[k] for k in ("source", "target")} for row in predictions] == there
+    tokens = sum(row["tokens"] for row in predictions)
+    nll = sum(row["nll"] * row["tokens"] for row in predictions) / tokens
+    assert nll == pytest.approx(numbers["nll"], rel=1e-12)
+    assert all(0 <= row["accuracy"] <= 1 for row in predictions)
 
 
 def _echo(model, tokenizer, batch, encoder_decoder):
@@ -76,7 +80,11 @@ def test_predictions_stay_beside_their_own_rows(tmp_path, files, monkeypatch):
     numbers = evaluate(run, say=lines.append, progress=silent)
     kept = [row for i, row in enumerate(rows) if i not in (3, 6)]
     read = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-    assert read == [{**row, "prediction": row["source"]} for row in kept]
+    texts = [{k: row[k] for k in ("source", "target", "prediction")} for row in read]
+    assert texts == [{**row, "prediction": row["source"]} for row in kept]
+    tokenizer = evaluation.open_run(run, {}, silent)[3]
+    ids = tokenizer([row["target"] for row in kept], add_special_tokens=False)["input_ids"]
+    assert [row["tokens"] for row in read] == [len(each) + 1 for each in ids]  # the end's
     assert numbers["rows"] == 7
     assert numbers["lead_rougeL"] == pytest.approx(numbers["rougeL"])  # one sentence: all of it
     assert any("2 left out" in line for line in lines)
@@ -231,8 +239,8 @@ def test_row_scores_are_torchs_cross_entropy_of_each_row_alone(tmp_path, files, 
     corpus = load_corpus(settings.data, task.fields, splits=("test",), required=("test",))
     both = model.config.is_encoder_decoder
     encoded = encode_corpus(corpus, task.kind, tokenizer, settings.data, encoder_decoder=both)
-    nll, tokens = evaluation.row_scores(model, tokenizer, encoded["test"], 4, silent)
-    for row, own, count in zip(encoded["test"], nll, tokens, strict=True):
+    scores, _ = evaluation.score_rows(model, tokenizer, encoded["test"], 4, silent)
+    for row, own, count, right in zip(encoded["test"], *scores, strict=True):
         labels = torch.tensor([row["labels"]])
         inputs = {"input_ids": torch.tensor([row["input_ids"]])}
         if both:
@@ -243,7 +251,9 @@ def test_row_scores_are_torchs_cross_entropy_of_each_row_alone(tmp_path, files, 
         expected = torch.nn.functional.cross_entropy(logits, labels[0], reduction="sum")
         assert float(own) == pytest.approx(float(expected), rel=1e-5)
         assert count == (labels != -100).sum()
-    assert float(nll.sum() / tokens.sum()) == pytest.approx(evaluate(run, **QUIET)["nll"], rel=1e-6)
+        assert right == (logits.argmax(-1) == labels[0]).sum()
+    whole = evaluate(run, **QUIET)
+    assert float(scores.nll.sum() / scores.tokens.sum()) == pytest.approx(whole["nll"], rel=1e-6)
 
 
 def test_evaluation_agrees_with_the_trainers_own(tmp_path, files):

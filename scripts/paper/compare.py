@@ -10,7 +10,7 @@ three p values, two-sided, which answer two questions and are not corrected for 
 
     items       would it be there on other test items? The paired bootstrap over predictions.jsonl,
                 for the mean over these very seeds; it gives the 95 % interval too. For BLEU, chrF,
-                ROUGE and repetition, whose scores follow from sums over items.
+                ROUGE, repetition, nll, perplexity and accuracy, which follow from sums over items.
     t, signs    would it be there with other seeds? The paired t-test, and the exact test of
                 flipped signs, over the seeds that both groups have. Of n seeds `signs` cannot make
                 less than 2 / 2^n.
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,9 +36,11 @@ from significance import (
     average,
     bootstrap,
     difference,
+    joined,
     mean_of,
     mean_sd,
     paired_t,
+    ratio_of,
     sign_flip,
 )
 from tables import number, table
@@ -47,8 +49,19 @@ from tvd_gen.errors import ConfigError, TvdGenError
 from tvd_gen.metrics import BASELINES, Bleu, Chrf, Rouge, as_scored, counts
 from tvd_gen.run.folder import RunFolder, write_json
 
-Item = tuple[str, str, str]
-"""source, reference, prediction"""
+
+class Item(NamedTuple):
+    """A line of predictions.jsonl."""
+
+    source: str
+    target: str
+    prediction: str
+    nll: float | None = None
+    accuracy: float | None = None
+    """of the reference's tokens, means; None where evaluation.metrics asks for no such metric"""
+    tokens: int | None = None
+
+
 SECTIONS = ("data", "generation", "evaluation")  # evaluation.json has them as they were in the end
 
 
@@ -70,14 +83,19 @@ class Run:
 
         ConfigError where the predictions do not give the number in metrics.json.
         """
-        if name not in SUMS or not self.items:
+        if not self.items:
             return None
-        strip = self.settings.get("evaluation.strip")
-        _, references, predictions = (
-            as_scored(texts, strip=strip, lower_cased=self.lower_cased)
-            for texts in zip(*self.items, strict=True)
-        )
-        found = SUMS[name](predictions, references)
+        if name in SUMS:
+            strip = self.settings.get("evaluation.strip")
+            predictions, references = (
+                as_scored(texts, strip=strip, lower_cased=self.lower_cased)
+                for texts in ([i.prediction for i in self.items], [i.target for i in self.items])
+            )
+            found = SUMS[name](predictions, references)
+        elif name in TOKEN_SUMS and self.items[0].tokens is not None:
+            found = TOKEN_SUMS[name](self.items)
+        else:
+            return None
         if not np.isclose(found.value, self.metrics[name], rtol=1e-6, atol=1e-9):
             raise ConfigError(
                 f"{self.path}: {name} is {self.metrics[name]:g} in metrics.json and "
@@ -108,12 +126,13 @@ def read_run(path: Path) -> Run:
         },
         json.loads(folder.metrics.read_text()),
         # Stable: items of the same texts stay in their order.
-        sorted(
-            ((row["source"], row["target"], row["prediction"]) for row in rows),
-            key=lambda item: item[:2],
-        ),
+        sorted((_item(row) for row in rows), key=lambda item: item[:2]),
         bool(settled.get("lower_cased", False)),
     )
+
+
+def _item(row: Mapping[str, Any]) -> Item:
+    return Item(**{name: row[name] for name in Item._fields if name in row})
 
 
 def _seedless(value: Any, seed: int) -> Any:
@@ -213,6 +232,24 @@ SUMS: dict[str, Callable[[Sequence[str], Sequence[str]], Sums]] = {
     ),
 }
 """metric -> (predictions, references) -> its sums over items"""
+
+
+def _of_tokens(name: str) -> Callable[[Sequence[Item]], Sums]:
+    """A mean over tokens, of the items' own."""
+
+    def sums(items: Sequence[Item]) -> Sums:
+        means, tokens = (np.array([getattr(i, n) for i in items], float) for n in (name, "tokens"))
+        return ratio_of(means * tokens, tokens)
+
+    return sums
+
+
+TOKEN_SUMS: dict[str, Callable[[Sequence[Item]], Sums]] = {
+    "nll": _of_tokens("nll"),
+    "accuracy": _of_tokens("accuracy"),
+    "perplexity": lambda items: joined([_of_tokens("nll")(items)], np.exp),
+}
+"""metric of the references' tokens -> items -> its sums over them"""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from tvd_gen.config import load_config
 from tvd_gen.data import DataSpec, encode, load_corpus
 from tvd_gen.errors import ConfigError, TvdGenError
 from tvd_gen.models import ModelSpec, describe_model, load_model
-from tvd_gen.run.evaluation import device, open_run, row_scores
+from tvd_gen.run.evaluation import device, open_run, score_rows
 from tvd_gen.run.folder import RunFolder, write_json, write_lines
 from tvd_gen.tasks import TASKS
 
@@ -98,8 +98,8 @@ class Scorer:
         )
         assert isinstance(encoded, Dataset)
         self._check_room(encoded, made)
-        nll, tokens = row_scores(self.model, self.tokenizer, encoded, batch_size, lambda *_: None)
-        return np.stack([nll.numpy(), tokens.numpy()], 1)
+        rows, _ = score_rows(self.model, self.tokenizer, encoded, batch_size, lambda *_: None)
+        return np.stack([rows.nll.numpy(), rows.tokens.numpy()], 1)
 
     def _place(self, version: Version) -> str:
         return f"{self.name}: text {version.text + 1} after {version.edits} edits ({version.kind})"

@@ -1,11 +1,10 @@
 """From a run folder to predictions and numbers."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -22,7 +21,7 @@ from tvd_gen.data import (
     encode_prompts,
     load_corpus,
 )
-from tvd_gen.errors import ConfigError, NonFiniteError
+from tvd_gen.errors import ConfigError
 from tvd_gen.metrics import METRICS, as_scored, baseline_metrics, text_metrics
 from tvd_gen.models import ModelSpec, describe_model, load_model, most_new_tokens
 from tvd_gen.run.folder import RunFolder, write_json, write_lines
@@ -43,9 +42,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Score the run's model on a split; writes predictions.jsonl and metrics.json.
 
-    nll, perplexity, accuracy and calibration are of the references under the model, token means;
-    the text metrics are of what it generates, beside those of the task's baseline. `overrides`
-    change the generation, evaluation and data sections. Raises ConfigError, DataError, ModelError.
+    nll, perplexity, accuracy and calibration are of the references under the model, token means,
+    and predictions.jsonl has each row's; the text metrics are of what it generates, beside those
+    of the task's baseline. `overrides` change the generation, evaluation and data sections. Raises
+    ConfigError, DataError, ModelError.
     """
     folder, config, model, tokenizer = open_run(run_dir, overrides, say)
     task, groups = TASKS[config.task], config.evaluation.metrics
@@ -64,16 +64,22 @@ def evaluate(
         corpus, task.kind, tokenizer, config.data, encoder_decoder=encoder_decoder
     )[split]
     say(f"{split}: {len(rows)} rows{remarks(corpus.report.splits[split])}")
-    numbers = (
-        token_numbers(config, model, tokenizer, encoded, progress) if "tokens" in needs else {}
-    )
+    numbers, columns = {}, {}
+    if "tokens" in needs:
+        scores, metrics = score_rows(
+            model, tokenizer, encoded, config.evaluation.batch_size, progress
+        )
+        columns, computed = scores.columns(), metrics.compute()
+        asked = [METRICS[name] for name in groups if name in METRICS]
+        keys = [key for group in asked if group.needs == "tokens" for key in group.keys]
+        numbers = {key: computed[key] for key in keys}
     if needs - {"tokens"}:
         # Not the rows that encoding left out: all numbers speak of the same rows.
         rows = rows.select(sorted(set(encoded["row"][:])))
         outputs, _ = generate_texts(config, model, tokenizer, list(rows["source"]), progress)
-        columns = {"source": rows["source"], "target": rows["target"], "prediction": outputs}
-        write_lines(folder.predictions, _rows(columns))
-        numbers = _text_numbers(config, tokenizer, columns, say) | numbers
+        texts = {"source": rows["source"], "target": rows["target"], "prediction": outputs}
+        write_lines(folder.predictions, _rows(texts | columns))
+        numbers = _text_numbers(config, tokenizer, texts, say) | numbers
     else:
         folder.predictions.unlink(missing_ok=True)  # they are of an older evaluation
     numbers["rows"] = float(len(rows))
@@ -166,45 +172,48 @@ def _rows(columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(columns, values, strict=True))
 
 
-def token_numbers(
-    config: RunConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    encoded: Any,
-    progress: Progress,
-) -> dict[str, float]:
-    """What the model makes of the references: the keys of the token groups that are asked for."""
-    batches = LengthSortedBatchSampler(encoded["length"], config.evaluation.batch_size)
-    metrics = TokenMetrics()
-    for scores, _ in _scored(model, tokenizer, encoded, batches, progress):
-        metrics.update(scores)
-    asked = [METRICS[name] for name in config.evaluation.metrics if name in METRICS]
-    keys = [key for group in asked if group.needs == "tokens" for key in group.keys]
-    computed = metrics.compute()
-    return {key: computed[key] for key in keys}
+class RowScores(NamedTuple):
+    """What a model makes of each row's targets, in the rows' order."""
+
+    nll: Tensor
+    """(rows,) float64, the sum of -log p in nats"""
+    tokens: Tensor
+    """(rows,) int64"""
+    correct: Tensor
+    """(rows,) int64, targets that are the model's first choice"""
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Each row's token means, as in metrics.json, and its number of tokens."""
+        some = self.tokens.clamp(min=1)
+        means = {"nll": self.nll / some, "accuracy": self.correct.double() / some}
+        return {name: each.tolist() for name, each in means.items()} | {
+            "tokens": self.tokens.tolist()
+        }
 
 
-def row_scores(
+def score_rows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     encoded: Any,
     batch_size: int,
     progress: Progress,
-) -> tuple[Tensor, Tensor]:
-    """The sum of -log p of each encoded row's targets, and how many they are.
+) -> tuple[RowScores, TokenMetrics]:
+    """What the model makes of the encoded rows' targets, each row's and all together.
 
-    (rows,) float64 in nats and (rows,) int64, in the rows' order. Totals of the two give the nll of
-    `token_numbers`. NonFiniteError where a target has no finite log p.
+    NonFiniteError where a target has no finite log p.
     """
-    batches = LengthSortedBatchSampler(encoded["length"], batch_size)
-    sums: list[tuple[float, int]] = []
+    batches, metrics = LengthSortedBatchSampler(encoded["length"], batch_size), TokenMetrics()
+    sums: list[tuple[float, int, int]] = []
     for scores, counts in _scored(model, tokenizer, encoded, batches, progress):
-        parts = torch.split(scores.logp.double().cpu(), counts)
-        sums += [(-float(part.sum()), len(part)) for part in parts]
-    nll, tokens = zip(*batches.restore(sums), strict=True)
-    if not all(map(math.isfinite, nll)):
-        raise NonFiniteError("evaluation: the nll of a row is not finite: non-finite logits")
-    return torch.tensor(nll, dtype=torch.float64), torch.tensor(tokens)
+        metrics.update(scores)
+        parts = (torch.split(each.cpu(), counts) for each in (scores.logp.double(), scores.correct))
+        sums += [
+            (-float(logp.sum()), len(logp), int(correct.sum()))
+            for logp, correct in zip(*parts, strict=True)
+        ]
+    nll, tokens, correct = zip(*batches.restore(sums), strict=True)
+    rows = torch.tensor(nll, dtype=torch.float64), torch.tensor(tokens), torch.tensor(correct)
+    return RowScores(*rows), metrics
 
 
 def _scored(
