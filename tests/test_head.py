@@ -711,3 +711,18 @@ def test_objective_loss_weighs_and_masks_tokens():
 
 def test_every_backend_is_tested_here():
     assert set(BACKENDS) == {"reference", "chunked", "triton"}
+
+
+def test_class_weights_of_another_length_are_refused():
+    """torch: weight tensor should be defined either for all 4 classes or no classes."""
+    logits, target = torch.randn(3, 4), torch.tensor([0, 1, 0])
+    for count in (1, 2, 9):
+        with pytest.raises(ValueError, match=r"weight must be \(4,\)"):
+            GammaCrossEntropyLoss(0.1, weight=torch.ones(count))(logits, target)
+
+
+def test_class_weights_in_half_precision_are_summed_in_float32():
+    """70,000 ones are infinitely many in float16, and a loss of 0."""
+    logits, target = torch.randn(70_000, 3), torch.randint(3, (70_000,))
+    weighted = GammaCrossEntropyLoss(0.5, weight=torch.ones(3)).half()
+    torch.testing.assert_close(weighted(logits, target), GammaCrossEntropyLoss(0.5)(logits, target))

@@ -5,7 +5,8 @@ Each law is also run where it must fail: with a wrong shift, a wrong count and a
 
 import copy
 import logging
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -13,9 +14,25 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from families import FAMILIES, arguments, collate, rows, tiny_model
-from transformers import BertConfig, BertForMaskedLM, GenerationConfig
+from transformers import (
+    BartForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    GenerationConfig,
+    GPT2LMHeadModel,
+    MarianForCausalLM,
+    MBartForCausalLM,
+    Trainer,
+)
 
-from tvd_gen import CrossEntropy, ObjectiveTrainer, Seq2SeqObjectiveTrainer, TaiLr, objective_loss
+from tvd_gen import (
+    CrossEntropy,
+    ObjectiveTrainer,
+    Seq2SeqObjectiveTrainer,
+    TaiLr,
+    TokenObjective,
+    objective_loss,
+)
 from tvd_gen.errors import NonFiniteError
 from tvd_gen.schedules import Linear
 from tvd_gen.trainer import mixin, output_head
@@ -686,3 +703,162 @@ def test_a_subclass_may_add_to_the_loss(tmp_path):
     assert trained(model, tmp_path, cls=Mine)[0] == pytest.approx(
         trained(model, tmp_path)[0] + 1.0, rel=1e-6
     )
+
+
+def test_a_term_of_ones_own_does_not_grow_with_accumulation(tmp_path):
+    """As in the README; and it evaluates."""
+
+    class Mine(ObjectiveTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            found = super().compute_loss(model, inputs, return_outputs, **kwargs)
+            loss, *outputs = found if return_outputs else (found,)
+            share = 1 / self.current_gradient_accumulation_steps if model.training else 1
+            loss = loss + share * model.transformer.wte.weight.pow(2).mean()
+            return (loss, *outputs) if return_outputs else loss
+
+    model = tiny_model("gpt2")
+    whole = trained(model, tmp_path, cls=Mine)
+    split = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    assert_same_step(whole, trained(model, tmp_path, cls=Mine, **split))
+    own = trained(model, tmp_path)
+    term = model.transformer.wte.weight.pow(2).mean().item()
+    assert whole[0] == pytest.approx(own[0] + term, rel=1e-5)
+    found = trainer_for(model, tmp_path, cls=Mine).evaluate()
+    assert found["eval_loss"] == pytest.approx(own[0], rel=1e-5)  # the objective's alone
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_labels_of_another_length_are_refused(family, off, tmp_path):
+    """A row would get its neighbour's targets; the stock trainer raises as well."""
+    trainer = trainer_for(tiny_model(family), tmp_path)
+    batch = collate(rows(family == "t5"))
+    labels = batch["labels"]
+    if family == "t5":
+        batch["decoder_input_ids"] = labels.clamp(min=0)
+    batch["labels"] = F.pad(labels, (0, off), value=-100)
+    name = "decoder_input_ids" if family == "t5" else "input_ids"
+    with pytest.raises(ValueError, match=f"labels are .* long and {name}"):
+        trainer.compute_loss(trainer.model, batch)
+
+
+def test_positions_that_the_model_leaves_out_are_told(tmp_path):
+    trainer = trainer_for(tiny_model("llama"), tmp_path)
+    batch = collate(rows(False)) | {"logits_to_keep": 2}
+    with pytest.raises(ValueError, match="logits_to_keep"):
+        trainer.compute_loss(trainer.model, batch)
+
+
+UNSHIFTED = [
+    (BartForCausalLM, "bart"),
+    (MarianForCausalLM, "marian"),
+    (MBartForCausalLM, "mbart"),
+]
+
+
+@pytest.mark.parametrize(("cls", "family"), UNSHIFTED)
+def test_decoders_whose_labels_are_not_shifted_train_as_in_the_stock_trainer(cls, family, tmp_path):
+    """transformers: labels[..., i] is the target of logits[..., i, :]."""
+    torch.manual_seed(0)
+    config = tiny_model(family).config
+    config.is_encoder_decoder, config.is_decoder = False, True
+    model, data = cls(config), rows(False)
+    own = Trainer(
+        copy.deepcopy(model), arguments(tmp_path), data_collator=collate, train_dataset=data
+    )
+    own.train()
+    ours = trained(model, tmp_path, trainer={"objective": "ce"})
+    assert ours[0] == pytest.approx(own.state.log_history[0]["loss"], rel=1e-5)
+    torch.testing.assert_close(ours[2], own.model.state_dict(), rtol=1e-4, atol=2e-5)
+
+
+def test_a_batch_without_labels_is_no_training(tmp_path):
+    """The model's own loss would be trained in place of the objective."""
+    trainer = trainer_for(tiny_model("gpt2"), tmp_path)
+    batch = collate(rows(False))
+    del batch["labels"]
+    trainer.model.train()
+    with pytest.raises(ValueError, match="no labels, only input_ids, attention_mask"):
+        trainer.compute_loss(trainer.model, batch)
+
+
+@dataclass(frozen=True)
+class Reduced(TokenObjective):
+    """The commonest slip."""
+
+    nll: float = 7.0
+
+    def loss(self, logp):
+        return -logp.mean()
+
+
+@dataclass(frozen=True)
+class Named(Reduced):
+    def loss(self, logp):
+        return -logp
+
+
+@pytest.mark.parametrize("backend", ["auto", "logits", "reference"])
+def test_a_reduced_loss_is_refused(backend, tmp_path):
+    options = {"objective": Reduced(), "head_backend": backend}
+    with pytest.raises(ValueError, match="Reduced: losses and weights must not be reduced"):
+        trained(tiny_model("gpt2"), tmp_path, trainer=options)
+    with pytest.raises(ValueError, match="Reduced: losses"):
+        objective_loss(torch.randn(5, 7), torch.arange(5), Reduced())
+
+
+def test_a_field_of_an_objective_is_no_measured_number(tmp_path):
+    trainer = trainer_for(tiny_model("gpt2"), tmp_path, trainer={"objective": Named()})
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["nll"] == pytest.approx(first["loss"])
+
+
+def test_an_evaluation_of_no_target_is_nan(tmp_path):
+    """0 would be the best of all, and a perplexity of 1."""
+    nothing = [{**row, "labels": [-100] * len(row["labels"])} for row in rows(False)]
+    trainer = trainer_for(tiny_model("gpt2"), tmp_path, trainer={"eval_dataset": nothing})
+    found = trainer.evaluate()
+    assert all(math.isnan(found[f"eval_{name}"]) for name in ("loss", "nll", "perplexity"))
+
+
+@pytest.mark.parametrize("options", [{"weights_from": "eval"}, {"weights_from": "ema"}])
+def test_a_copy_of_a_model_that_is_made_again_is_refused(options, tmp_path):
+    with pytest.raises(ValueError, match="model_init"):
+        ObjectiveTrainer(
+            model_init=lambda: tiny_model("gpt2"),
+            args=arguments(tmp_path),
+            objective="dft",
+            **options,
+        )
+
+
+def test_losses_that_a_model_adds_to_its_own_are_not_lost_in_silence(tmp_path):
+    class Switch(GPT2LMHeadModel):
+        def forward(self, *args, **kwargs):
+            found = super().forward(*args, **kwargs)
+            found["encoder_aux_loss"] = found.logits.sum()
+            return found
+
+    trainer = trainer_for(Switch(tiny_model("gpt2").config), tmp_path)
+    with pytest.raises(ValueError, match="would add encoder_aux_loss"):
+        trainer.compute_loss(trainer.model, collate(rows(False)))
+    model = tiny_model("gpt2")
+    model.config.z_loss_coefficient = 0.1
+    with pytest.raises(ValueError, match="z_loss_coefficient"):
+        trainer_for(model, tmp_path)
+
+
+def test_a_router_without_a_coefficient_is_told(tmp_path, monkeypatch):
+    """It has another name in some configs."""
+    model = tiny_model("mixtral")
+    trainer = trainer_for(model, tmp_path)
+    config, coefficient = trainer.model.config, 0.5
+    batch = collate(rows(False))
+    right = trainer.compute_loss(trainer.model, batch)
+    del config.router_aux_loss_coef
+    monkeypatch.delattr(type(config), "router_aux_loss_coef", raising=False)  # its default
+    with pytest.raises(ValueError, match="MixtralConfig has no router_aux_loss_coef"):
+        trainer.compute_loss(trainer.model, batch)
+    config.aux_loss_coef = coefficient
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), right)

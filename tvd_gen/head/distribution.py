@@ -7,6 +7,7 @@ from tvd_gen.head.problem import Options
 from tvd_gen.head.reference import capped
 from tvd_gen.head.rows import Rows, RowStats, in_tiles, row_max, tile_rows
 from tvd_gen.objectives import DistributionObjective, Predictions
+from tvd_gen.objectives.base import unreduced
 
 
 class DistributionProgram:
@@ -35,7 +36,8 @@ class DistributionProgram:
             predictions = Predictions(
                 logits, targets, rows.previous, rows.reference, options.embeddings
             )
-            losses, logp = objective.loss(predictions), predictions.logp
+            losses = unreduced(objective, objective.loss(predictions), targets)
+            logp = predictions.logp
             if slopes is not None:
                 total = self._total(losses, logits, rows)
                 (slope,) = torch.autograd.grad(total, leaf)

@@ -14,6 +14,7 @@ from tvd_gen.objectives import (
     TaiLr,
     TokenObjective,
 )
+from tvd_gen.objectives.base import unreduced
 
 Reduction = Literal["none", "sum", "mean"]
 
@@ -136,8 +137,10 @@ def prediction_losses(
 ) -> Tensor:
     """(n,) losses of either level."""
     if isinstance(objective, TokenObjective):
-        return objective.loss(target_logp(predictions.logits, predictions.targets))
-    return objective.loss(predictions)
+        losses = objective.loss(target_logp(predictions.logits, predictions.targets))
+    else:
+        losses = objective.loss(predictions)
+    return unreduced(objective, losses, predictions.targets)
 
 
 class GammaCrossEntropyLoss(nn.Module):
@@ -185,7 +188,12 @@ class GammaCrossEntropyLoss(nn.Module):
                 label_smoothing=self.label_smoothing,
                 reduction=self.reduction,
             )
-        return self._class_weighted(logits, target, self.weight)
+        if self.weight.shape != logits.shape[-1:]:
+            raise ValueError(
+                f"weight must be ({logits.shape[-1]},), one for each class, got "
+                f"{tuple(self.weight.shape)}"
+            )
+        return self._class_weighted(logits, target, in_float32(self.weight))
 
     def _class_weighted(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         kept = target != self.ignore_index

@@ -13,6 +13,7 @@ from torch import Tensor
 from tvd_gen.head.logits import in_float32
 from tvd_gen.head.problem import Given, Options
 from tvd_gen.objectives import TokenObjective
+from tvd_gen.objectives.base import unreduced
 
 # Of a scratch tile. On a CPU for each thread: two of them stay in a core's cache while one pass
 # after another reads them. On a GPU a tile is so long that the start of its passes does not count.
@@ -76,7 +77,8 @@ class RowStats(NamedTuple):
         """The fields of LossOutput, in its order."""
         eps, objective, logp = options.label_smoothing, options.objective, self.logp
         if isinstance(objective, TokenObjective):
-            losses, weights = objective.loss(logp), objective.weight(logp)
+            losses = unreduced(objective, objective.loss(logp), logp)
+            weights = unreduced(objective, objective.weight(logp), logp)
             floored = objective.floored(logp)
         else:
             assert self.loss is not None

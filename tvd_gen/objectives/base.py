@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 
 def check(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     """Raise ValueError where a number is out of [low, high], or (low, high]."""
@@ -19,6 +21,16 @@ def check_whole(name: str, value: float, low: int) -> None:
     """Raise ValueError where a number is not a whole one, or below `low`."""
     if value < low or value != int(value):
         raise ValueError(f"{name} must be a whole number of at least {low}, got {value}")
+
+
+def unreduced(objective: "Objective", values: Tensor, like: Tensor) -> Tensor:
+    """The values, if they are one for each target; ValueError where they were reduced."""
+    if values.shape != like.shape:
+        raise ValueError(
+            f"{type(objective).__name__}: losses and weights must not be reduced: "
+            f"{tuple(like.shape)} expected, got {tuple(values.shape)}"
+        )
+    return values
 
 
 @dataclass(frozen=True)

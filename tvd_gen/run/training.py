@@ -307,6 +307,11 @@ def set_generation(model: PreTrainedModel, config: RunConfig) -> None:
 class RunTrainer(Seq2SeqObjectiveTrainer):
     """Generates while it evaluates at the length that `tvd-gen eval` would."""
 
+    @property
+    def _shifts(self) -> bool:
+        """Always of a decoder: this project's own rows have labels that are not shifted yet."""
+        return not self._is_encoder_decoder
+
     def prediction_step(  # type: ignore[override]  # transformers' two trainers disagree on it
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

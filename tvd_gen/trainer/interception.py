@@ -22,6 +22,7 @@ from tvd_gen.objectives import (
     State,
     TokenObjective,
 )
+from tvd_gen.objectives.base import unreduced
 from tvd_gen.trainer.output_head import SLOW, OutputHead, describe, evaluating
 
 IGNORE = -100
@@ -80,6 +81,11 @@ class LossRequest:
 
     def rows(self, states: Tensor) -> Tensor:
         """(B, T or more, width) -> (N, width), where there is a target."""
+        if states.shape[1] < self.targets.shape[1]:
+            raise ValueError(
+                f"the model made {states.shape[1]} positions for {self.targets.shape[1]} labels: "
+                "leave logits_to_keep out of the batch"
+            )
         states = states[:, -self.targets.shape[1] :]  # prompt tuning puts tokens before the input
         return states.reshape(-1, states.shape[-1]).index_select(0, self.kept)
 
@@ -186,7 +192,7 @@ class Look:
         with torch.enable_grad():
             leaf = logp.clone().requires_grad_()
             sequences = Sequences(leaf, request.targets != IGNORE, old, reference)
-            losses = objective.loss(sequences, request.state)
+            losses = unreduced(objective, objective.loss(sequences, request.state), leaf)
             (slopes,) = torch.autograd.grad(losses.sum(), leaf)
         some = sequences.kept.any(-1)
         request.means = sequences.means().detach()[some]

@@ -30,14 +30,14 @@ class Meter:
         if sums is None:
             return {}
         loss, nll, tokens, correct, weight, floored, entropy = over_ranks(sums).tolist()
-        tokens = max(tokens, 1.0)
+        some = max(tokens, 1.0)
         return {
-            "loss": loss / tokens,
-            "nll": nll / tokens,
-            "mean_weight": weight / tokens,
-            "share_floored": floored / tokens,
-            "accuracy": correct / tokens,
-            "entropy": entropy / tokens,
+            "loss": loss / some,
+            "nll": nll / some,
+            "mean_weight": weight / some,
+            "share_floored": floored / some,
+            "accuracy": correct / some,
+            "entropy": entropy / some,
             "tokens": tokens,
             "seconds": seconds,
         }

@@ -39,7 +39,18 @@ Inputs = dict[str, Any]
 _ALIGNED = {
     *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
     *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(),
+    # Decoders of encoder-decoders by themselves: their labels are shifted beforehand.
+    *(
+        f"{name}ForCausalLM"
+        for name in (
+            *("Bart", "BigBirdPegasus", "Blenderbot", "BlenderbotSmall", "CpmAnt", "MBart"),
+            *("Marian", "Mvp", "PLBart", "Pegasus", "TrOCR", "Whisper"),
+        )
+    ),
+    *("XLNetLMHeadModel", "XLMWithLMHeadModel"),
 }
+"""model classes whose labels are the targets of their own positions"""
+_OWN_TERMS = ("encoder_aux_loss", "decoder_aux_loss", "encoder_z_loss", "decoder_z_loss")
 
 
 class ObjectiveMixin(RememberingMixin):
@@ -143,6 +154,11 @@ class ObjectiveMixin(RememberingMixin):
             )
         if self.normalize_weights:
             self._check_normalized()
+        if getattr(getattr(self._language_model, "config", None), "z_loss_coefficient", 0):
+            raise ValueError(
+                "the model would add a z-loss to its own loss, which is not taken: set "
+                "config.z_loss_coefficient to 0, and give z_loss"
+            )
 
     def _check_normalized(self) -> None:
         """ValueError where something else than weighted -log p would be divided."""
@@ -185,12 +201,18 @@ class ObjectiveMixin(RememberingMixin):
         inputs = dict(inputs)
         targets = take_targets(inputs, shift=self._shifts)
         if targets is None:
+            if model.training:
+                raise ValueError(
+                    f"the batch has no labels, only {', '.join(inputs)}: the objective is taken of "
+                    "`labels` or `shift_labels`"
+                )
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if targets.dim() != 2:
             raise ValueError(
                 f"labels must be (batch, length), one for each token, got {tuple(targets.shape)}"
             )
         self._complete(inputs, targets)
+        self._check_lengths(inputs, targets)
         keep = return_outputs if self._keep_logits is None else self._keep_logits
         objective = self.current_objective()
         weight = self._token_weight(targets, num_items_in_batch)
@@ -226,8 +248,24 @@ class ObjectiveMixin(RememberingMixin):
         if auxiliary is not None:
             # A mean over each micro-batch: it is shared out, as it is not divided by tokens.
             steps = self.current_gradient_accumulation_steps if self.is_in_train else 1
-            loss = loss + self._language_model.config.router_aux_loss_coef * auxiliary / steps
+            loss = loss + self._router_coefficient() * auxiliary / steps
+        if lost := [name for name in _OWN_TERMS if getattr(outputs, name, None) is not None]:
+            raise ValueError(
+                f"{type(self._language_model).__name__} would add {', '.join(lost)} to its own "
+                "loss, which is not taken: leave output_router_logits out"
+            )
         return loss
+
+    def _router_coefficient(self) -> float:
+        """Of the loss of a mixture of experts, by its names in transformers' configs."""
+        config = self._language_model.config
+        for each in (config, config.get_text_config()):
+            for name in ("router_aux_loss_coef", "aux_loss_coef"):
+                if hasattr(each, name):
+                    return float(getattr(each, name))
+        raise ValueError(
+            f"{type(config).__name__} has no router_aux_loss_coef: leave output_router_logits out"
+        )
 
     def _complete(self, inputs: Inputs, targets: Tensor) -> None:
         """Add what the model would have made of the labels that it does not see."""
@@ -243,6 +281,17 @@ class ObjectiveMixin(RememberingMixin):
                     "have the collator add them"
                 )
             inputs["decoder_input_ids"] = prepare(labels=targets)
+
+    def _check_lengths(self, inputs: Inputs, targets: Tensor) -> None:
+        """ValueError where position t would get another position's target."""
+        names = ("input_ids", "inputs_embeds")
+        for name in (f"decoder_{each}" for each in names) if self._is_encoder_decoder else names:
+            read = inputs.get(name)
+            if read is not None and read.shape[1] != targets.shape[1]:
+                raise ValueError(
+                    f"labels are {targets.shape[1]} long and {name} {read.shape[1]}: each position "
+                    "needs its label, or -100"
+                )
 
     def _intercepting(self, model: nn.Module, inputs: Inputs) -> Interceptor:
         """The interceptor of the current model, made and checked on its first rows."""
@@ -269,7 +318,8 @@ class ObjectiveMixin(RememberingMixin):
 
     @property
     def _is_encoder_decoder(self) -> bool:
-        return bool(getattr(self._language_model.config, "is_encoder_decoder", False))
+        config = getattr(self._language_model, "config", None)
+        return bool(getattr(config, "is_encoder_decoder", False))
 
     # -- the batches ----------------------------------------------------------------------------
 
@@ -374,7 +424,8 @@ class ObjectiveMixin(RememberingMixin):
                     "since the last log, lower the learning rate or clip with max_grad_norm"
                 )
             logs.update(numbers)
-            logs.update(dataclasses.asdict(self._trained_objective))
+            fields = dataclasses.asdict(self._trained_objective)
+            logs.update({name: value for name, value in fields.items() if name not in logs})
             logs["tokens_per_second"] = tokens / seconds
         super().log(logs, *args, **kwargs)
 
@@ -394,8 +445,11 @@ class ObjectiveMixin(RememberingMixin):
         )
         numbers = self._eval_meter.read(self._over_ranks)
         if numbers:
-            del numbers["tokens"], numbers["seconds"]
+            tokens = numbers.pop("tokens")
+            del numbers["seconds"]
             numbers["perplexity"] = perplexity(numbers["nll"])
+            if not tokens:  # of nothing; 0 would be the best of all
+                numbers = dict.fromkeys(numbers, math.nan)
             assert output.metrics is not None
             output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in numbers.items()})
         self._train_meter.pause(time.perf_counter() - start)

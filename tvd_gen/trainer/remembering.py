@@ -60,6 +60,14 @@ class RememberingMixin(ExactMixin):
         if reference is not None and not self.objective.looks_at_reference():
             raise ValueError(f"{self.objective} looks at no reference model")
         super().__init__(*args, **kwargs)
+        copies = weights_from != "model" or (
+            self.objective.looks_at_reference() and reference is None
+        )
+        if copies and self.model_init is not None:
+            raise ValueError(
+                "model_init makes another model when training starts, after copies were made of "
+                "the first: give model, or a reference and weights_from='model'"
+            )
         if reference is not None:
             self._check_reference(self.accelerator.unwrap_model(self.model), reference)
         asked = self.normalize_weights or weights_from != "model"
