@@ -256,18 +256,26 @@ def test_row_scores_are_torchs_cross_entropy_of_each_row_alone(tmp_path, files, 
     assert float(scores.nll.sum() / scores.tokens.sum()) == pytest.approx(whole["nll"], rel=1e-6)
 
 
-def test_evaluation_agrees_with_the_trainers_own(tmp_path, files):
+DECODER = LM | {
+    "model": LM["model"]
+    | {"architecture": {"model_type": "trocr"} | {k: v for k, v in TINY.items() if "enc" not in k}},
+}
+"""Whose labels transformers does not shift: this project's rows are shifted all the same."""
+
+
+@pytest.mark.parametrize("sections", [{}, LM, DECODER], ids=["bart", "gpt2", "trocr"])
+def test_evaluation_agrees_with_the_trainers_own(sections, tmp_path, files):
     """nll has two programs, one in training and one in evaluation: they must be one number."""
-    run = train(
-        config(
-            tmp_path,
-            files,
-            training={"eval_strategy": "steps", "eval_steps": 4},
-            evaluation={"split": "validation"},
-        ),
-        tmp_path / "run",
-        **QUIET,
+    columns = {"columns": {"text": "source"}} if sections else {}
+    settings = config(
+        tmp_path,
+        files,
+        **sections,
+        data={"files": files} | columns,
+        training={"eval_strategy": "steps", "eval_steps": 4},
+        evaluation={"split": "validation"},
     )
+    run = train(settings, tmp_path / "run", **QUIET)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     last = next(row for row in log if "eval_nll" in row)
     numbers = evaluate(run, **QUIET)
