@@ -304,6 +304,16 @@ def test_training_makes_no_logits_and_the_model_stays_as_it_is(tmp_path):
 # -- the batches --------------------------------------------------------------------------------
 
 
+def test_budgeted_batches_are_without_columns_that_the_model_does_not_read(tmp_path):
+    """As the stock loader's: a collator cannot make a tensor of texts."""
+    data = [{**row, "length": len(row["input_ids"]), "text": "a b"} for row in rows(False)]
+    options = {"train_dataset": Dataset.from_list(data), "max_tokens": 40}
+    trainer, seen = trainer_for(tiny_model("gpt2"), tmp_path, trainer=options), set()
+    trainer.data_collator = lambda features: seen.update(*features) or collate(features)
+    next(iter(trainer.get_train_dataloader()))
+    assert seen == {"input_ids", "labels", "length"}
+
+
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
 def test_budgeted_batches_give_the_same_global_token_mean(family, tmp_path):
     """Batches of so many tokens hold uneven rows; none may be lost, none counted twice."""

@@ -330,6 +330,9 @@ class ObjectiveMixin(RememberingMixin):
         dataset: Any = self.train_dataset
         if "length" not in (getattr(dataset, "column_names", None) or ()):
             raise ValueError("max_tokens needs a train_dataset with a column `length`")
+        read = self._remove_unused_columns(dataset, description="training").column_names
+        own = [name for name in ("length", "row") if name in dataset.column_names]
+        dataset = dataset.select_columns(list(dict.fromkeys([*read, *own])))
         sampler = MaxTokensBatchSampler(
             dataset["length"],
             self.max_tokens,
