@@ -872,3 +872,8 @@ def test_a_router_without_a_coefficient_is_told(tmp_path, monkeypatch):
         trainer.compute_loss(trainer.model, batch)
     config.aux_loss_coef = coefficient
     torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), right)
+
+
+def test_a_module_that_is_no_model_of_transformers_is_told(tmp_path):
+    with pytest.raises(ValueError, match="Linear has no config"):
+        ObjectiveTrainer(torch.nn.Linear(2, 2), arguments(tmp_path))

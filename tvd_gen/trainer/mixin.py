@@ -130,6 +130,11 @@ class ObjectiveMixin(RememberingMixin):
             raise ValueError(f"row_budget is for token objectives, not {self.objective}")
 
     def _check_arguments(self) -> None:
+        if not hasattr(self._language_model, "config"):
+            raise ValueError(
+                f"{type(self._language_model).__name__} has no config: a model of transformers is "
+                "needed, which says how labels and logits belong together"
+            )
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func and an objective are two losses: give one")
         if not self.args.average_tokens_across_devices:
@@ -154,7 +159,7 @@ class ObjectiveMixin(RememberingMixin):
             )
         if self.normalize_weights:
             self._check_normalized()
-        if getattr(getattr(self._language_model, "config", None), "z_loss_coefficient", 0):
+        if getattr(self._language_model.config, "z_loss_coefficient", 0):
             raise ValueError(
                 "the model would add a z-loss to its own loss, which is not taken: set "
                 "config.z_loss_coefficient to 0, and give z_loss"
@@ -318,8 +323,7 @@ class ObjectiveMixin(RememberingMixin):
 
     @property
     def _is_encoder_decoder(self) -> bool:
-        config = getattr(self._language_model, "config", None)
-        return bool(getattr(config, "is_encoder_decoder", False))
+        return bool(getattr(self._language_model.config, "is_encoder_decoder", False))
 
     # -- the batches ----------------------------------------------------------------------------
 
