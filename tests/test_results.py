@@ -51,7 +51,7 @@ def test_the_synthetic_tables(section):
 
 
 def test_the_seeds_that_repeat_the_synthetic_tables():
-    """Every difference of TVD within 0.008 of the mean of the tables; only gamma 1e-7's below 0."""
+    """Every difference of TVD within 0.009 of the mean of the tables, and none below 0."""
     lines = read_lines(KEPT / "synthetic_third.jsonl", ("objective", "seed", "figures"))
     found, expected = by_objective(lines), {}
     for file in SYNTHETIC.values():
@@ -59,10 +59,8 @@ def test_the_seeds_that_repeat_the_synthetic_tables():
             expected.setdefault(name, own)
     assert found.keys() == expected.keys()
     assert len(found) == 27  # beside cross-entropy
-    assert all(abs(found[name] - expected[name]) < 0.008 for name in found)
-    assert [(name, round(gap, 4)) for name, gap in found.items() if gap < 0] == [
-        ("tailr-1e-07", -0.0005)
-    ]
+    assert all(abs(found[name] - expected[name]) < 0.009 for name in found)
+    assert min(found.values()) >= 0
 
 
 def by_objective(lines):
@@ -79,7 +77,7 @@ def test_the_table_of_spoilt_sentences():
     seeds = perturbation_seeds.by_seed(perturbation_seeds.read([KEPT / "spoilt.jsonl"]))
     made = perturbation_seeds.render_of(seeds, [5], "oracle", "rise")
     assert len(rows(made)) == 1 + 29
-    assert rows(made) == rows(SECTIONS["All twenty-eight, seeds 1 and 2"])
+    assert rows(made) == rows(SECTIONS["All twenty-eight, seeds 1 to 3"])
 
 
 def small(file, task, labels=None, screen=False):
