@@ -214,6 +214,7 @@ BAD = [
     (Poly1, {"epsilon": -2.0}),
     (TaylorCE, {"order": 0}),
     (TaylorCE, {"order": 1.5}),
+    (TaylorCE, {"order": float("inf")}),
     (Threshold, {"min_p": 0.9, "max_p": 0.1}),
 ]
 

@@ -19,7 +19,7 @@ def check(name: str, value: float, low: float, high: float, *, open_low: bool = 
 
 def check_whole(name: str, value: float, low: int) -> None:
     """Raise ValueError where a number is not a whole one, or below `low`."""
-    if value < low or value != int(value):
+    if not math.isfinite(value) or value < low or value != int(value):
         raise ValueError(f"{name} must be a whole number of at least {low}, got {value}")
 
 
