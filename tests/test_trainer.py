@@ -12,16 +12,17 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from datasets import Dataset
 from families import FAMILIES, arguments, collate, rows, tiny_model
 from transformers import (
-    BartForCausalLM,
     BertConfig,
     BertForMaskedLM,
     GenerationConfig,
-    GPT2LMHeadModel,
-    MarianForCausalLM,
-    MBartForCausalLM,
+    JetMoeConfig,
+    JetMoeForCausalLM,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
     Trainer,
 )
 
@@ -702,21 +703,8 @@ def test_settings_that_would_change_the_loss_in_silence_are_refused(
         trainer_for(tiny_model("gpt2"), tmp_path, trainer=trainer, **settings)
 
 
-def test_a_subclass_may_add_to_the_loss(tmp_path):
-    """Downstream projects extend the trainers by compute_loss."""
-
-    class Mine(ObjectiveTrainer):
-        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-            return super().compute_loss(model, inputs, return_outputs, **kwargs) + 1.0
-
-    model = tiny_model("gpt2")
-    assert trained(model, tmp_path, cls=Mine)[0] == pytest.approx(
-        trained(model, tmp_path)[0] + 1.0, rel=1e-6
-    )
-
-
 def test_a_term_of_ones_own_does_not_grow_with_accumulation(tmp_path):
-    """As in the README; and it evaluates."""
+    """As in the README: downstream projects extend the trainers by compute_loss."""
 
     class Mine(ObjectiveTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
@@ -759,20 +747,24 @@ def test_positions_that_the_model_leaves_out_are_told(tmp_path):
         trainer.compute_loss(trainer.model, batch)
 
 
-UNSHIFTED = [
-    (BartForCausalLM, "bart"),
-    (MarianForCausalLM, "marian"),
-    (MBartForCausalLM, "mbart"),
-]
+_BART = {"vocab_size": 97, "d_model": 16, "dropout": 0.0, "pad_token_id": 0}
+_BART |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 24}
+_KIN = ("Bart", "BigBirdPegasus", "Blenderbot", "BlenderbotSmall", "MBart", "Marian", "Mvp")
+UNSHIFTED = {
+    **dict.fromkeys((*_KIN, "PLBart", "Pegasus", "TrOCR"), _BART),
+    "XLNet": {"vocab_size": 97, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 24},
+    "XLM": {"vocab_size": 97, "emb_dim": 16, "n_layers": 1, "n_heads": 2, "causal": True},
+}
 
 
-@pytest.mark.parametrize(("cls", "family"), UNSHIFTED)
-def test_decoders_whose_labels_are_not_shifted_train_as_in_the_stock_trainer(cls, family, tmp_path):
+@pytest.mark.parametrize("name", UNSHIFTED)
+def test_decoders_whose_labels_are_not_shifted_train_as_in_the_stock_trainer(name, tmp_path):
     """transformers: labels[..., i] is the target of logits[..., i, :]."""
     torch.manual_seed(0)
-    config = tiny_model(family).config
-    config.is_encoder_decoder, config.is_decoder = False, True
-    model, data = cls(config), rows(False)
+    heads = {"XLNet": "LMHeadModel", "XLM": "WithLMHeadModel"}
+    cls = getattr(transformers, f"{name}{heads.get(name, 'ForCausalLM')}")
+    config = getattr(transformers, f"{name}Config")(**UNSHIFTED[name])
+    model, data = without_dropout(cls(config)), rows(False)
     own = Trainer(
         copy.deepcopy(model), arguments(tmp_path), data_collator=collate, train_dataset=data
     )
@@ -780,6 +772,14 @@ def test_decoders_whose_labels_are_not_shifted_train_as_in_the_stock_trainer(cls
     ours = trained(model, tmp_path, trainer={"objective": "ce"})
     assert ours[0] == pytest.approx(own.state.log_history[0]["loss"], rel=1e-5)
     torch.testing.assert_close(ours[2], own.model.state_dict(), rtol=1e-4, atol=2e-5)
+
+
+def without_dropout(model):
+    for module in model.modules():
+        for name in ("dropout", "attention_dropout", "activation_dropout", "p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
 
 
 def test_a_batch_without_labels_is_no_training(tmp_path):
@@ -844,34 +844,40 @@ def test_a_copy_of_a_model_that_is_made_again_is_refused(options, tmp_path):
 
 
 def test_losses_that_a_model_adds_to_its_own_are_not_lost_in_silence(tmp_path):
-    class Switch(GPT2LMHeadModel):
-        def forward(self, *args, **kwargs):
-            found = super().forward(*args, **kwargs)
-            found["encoder_aux_loss"] = found.logits.sum()
-            return found
-
-    trainer = trainer_for(Switch(tiny_model("gpt2").config), tmp_path)
-    with pytest.raises(ValueError, match="would add encoder_aux_loss"):
-        trainer.compute_loss(trainer.model, collate(rows(False)))
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_decoder_layers": 2}
+    config = SwitchTransformersConfig(
+        vocab_size=97, num_heads=2, num_experts=2, decoder_start_token_id=0, **sizes
+    )
+    trainer = trainer_for(SwitchTransformersForConditionalGeneration(config), tmp_path)
+    batch = collate(rows(True))
+    assert torch.isfinite(trainer.compute_loss(trainer.model, batch))
+    with pytest.raises(ValueError, match="would add encoder_aux_loss, decoder_aux_loss"):
+        trainer.compute_loss(trainer.model, batch | {"output_router_logits": True})
     model = tiny_model("gpt2")
     model.config.z_loss_coefficient = 0.1
     with pytest.raises(ValueError, match="z_loss_coefficient"):
         trainer_for(model, tmp_path)
 
 
-def test_a_router_without_a_coefficient_is_told(tmp_path, monkeypatch):
-    """It has another name in some configs."""
-    model = tiny_model("mixtral")
+def test_the_loss_of_experts_has_another_name_in_some_configs(tmp_path, monkeypatch):
+    sizes = {"hidden_size": 16, "num_key_value_heads": 2, "kv_channels": 8}
+    config = JetMoeConfig(
+        **sizes, vocab_size=97, num_hidden_layers=1, intermediate_size=16,
+        num_local_experts=2, num_experts_per_tok=1, output_router_logits=True, aux_loss_coef=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = JetMoeForCausalLM(config)
+    own = Trainer(
+        copy.deepcopy(model), arguments(tmp_path), data_collator=collate, train_dataset=rows(False)
+    )
+    own.train()
+    ours = trained(model, tmp_path, trainer={"objective": "ce"})
+    assert ours[0] == pytest.approx(own.state.log_history[0]["loss"], rel=1e-5)
     trainer = trainer_for(model, tmp_path)
-    config, coefficient = trainer.model.config, 0.5
-    batch = collate(rows(False))
-    right = trainer.compute_loss(trainer.model, batch)
-    del config.router_aux_loss_coef
-    monkeypatch.delattr(type(config), "router_aux_loss_coef", raising=False)  # its default
-    with pytest.raises(ValueError, match="MixtralConfig has no router_aux_loss_coef"):
-        trainer.compute_loss(trainer.model, batch)
-    config.aux_loss_coef = coefficient
-    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), right)
+    monkeypatch.delattr(JetMoeConfig, "aux_loss_coef", raising=False)
+    del trainer.model.config.aux_loss_coef
+    with pytest.raises(ValueError, match="JetMoeConfig has no router_aux_loss_coef"):
+        trainer.compute_loss(trainer.model, collate(rows(False)))
 
 
 def test_a_module_that_is_no_model_of_transformers_is_told(tmp_path):

@@ -47,7 +47,7 @@ _ALIGNED = {
             *("Marian", "Mvp", "PLBart", "Pegasus", "TrOCR", "Whisper"),
         )
     ),
-    *("XLNetLMHeadModel", "XLMWithLMHeadModel"),
+    "XLNetLMHeadModel",
 }
 """model classes whose labels are the targets of their own positions"""
 _OWN_TERMS = ("encoder_aux_loss", "decoder_aux_loss", "encoder_z_loss", "decoder_z_loss")
