@@ -28,7 +28,8 @@ from tvd_gen.objectives import (
 )
 from tvd_gen.schedules import Constant, Linear
 from tvd_gen.trainer.companions import follow, frozen_copy
-from tvd_gen.trainer.interception import IGNORE, LossRequest, take_targets
+from tvd_gen.trainer.conventions import IGNORE, take_targets
+from tvd_gen.trainer.interception import LossRequest
 
 SPLIT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 LEVELS = [

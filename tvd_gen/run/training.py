@@ -310,7 +310,7 @@ class RunTrainer(Seq2SeqObjectiveTrainer):
     @property
     def _shifts(self) -> bool:
         """Always of a decoder: this project's own rows have labels that are not shifted yet."""
-        return not self._is_encoder_decoder
+        return not self._language_model.config.is_encoder_decoder
 
     def prediction_step(  # type: ignore[override]  # transformers' two trainers disagree on it
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any

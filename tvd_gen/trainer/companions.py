@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tvd_gen.objectives import Embeddings
+from tvd_gen.trainer.conventions import is_encoder_decoder
 from tvd_gen.trainer.interception import Look
 from tvd_gen.trainer.output_head import OutputHead, describe, evaluating
 
@@ -72,7 +73,7 @@ class Companion:
     @cached_property
     def embeddings(self) -> Embeddings:
         """Of what its decoder reads; of a model that changes no more."""
-        decoder = self.core.get_decoder() if self.core.config.is_encoder_decoder else None
+        decoder = self.core.get_decoder() if is_encoder_decoder(self.core) else None
         of: Any = decoder if hasattr(decoder, "get_input_embeddings") else self.core
         return Embeddings(of.get_input_embeddings().weight)
 

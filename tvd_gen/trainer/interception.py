@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -23,23 +22,10 @@ from tvd_gen.objectives import (
     TokenObjective,
 )
 from tvd_gen.objectives.base import unreduced
+from tvd_gen.trainer.conventions import IGNORE, complete, is_encoder_decoder, take_targets
 from tvd_gen.trainer.output_head import SLOW, OutputHead, describe, evaluating
 
-IGNORE = -100
 logger = logging.getLogger("tvd_gen")
-
-
-def take_targets(inputs: dict[str, Any], *, shift: bool) -> Tensor | None:
-    """Take the labels out of `inputs`, as targets (B, T): target t belongs to hidden state t.
-
-    `shift_labels` are aligned already; `labels` of a decoder-only model (shift) are the tokens
-    themselves, so that position t predicts label t + 1. None where there are no labels.
-    """
-    labels: Tensor | None = inputs.pop("labels", None)
-    aligned: Tensor | None = inputs.pop("shift_labels", None)
-    if aligned is not None or labels is None:
-        return aligned
-    return F.pad(labels, (0, 1), value=IGNORE)[..., 1:] if shift else labels
 
 
 @dataclass(frozen=True)
@@ -273,14 +259,13 @@ def intercept(
 def target_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """The model's own logits where there is a target: (N, V), and the targets (N,).
 
-    `batch` holds labels in transformers' convention. Only the rows with a target pass through the
-    head, so that a long prompt costs no logits.
+    A decoder's `labels` are its tokens, not shifted, of whatever class it is. Only the rows with a
+    target pass through the head, so that a long prompt costs no logits.
     """
     inputs = dict(batch)
-    targets = take_targets(inputs, shift=not model.config.is_encoder_decoder)
+    targets = take_targets(inputs, shift=not is_encoder_decoder(model))
     assert targets is not None
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=targets)
+    complete(inputs, targets, model)
     kept = targets != IGNORE
 
     def narrow(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -288,7 +273,7 @@ def target_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
 
     hook = model.get_output_embeddings().register_forward_pre_hook(narrow)
     try:
-        logits: Tensor = model(**inputs, use_cache=False).logits
+        logits: Tensor = model(**inputs).logits
     finally:
         hook.remove()
     return logits.squeeze(0), targets[kept]

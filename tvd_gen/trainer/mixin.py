@@ -12,10 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-)
 from transformers.trainer_utils import EvalLoopOutput
 
 from tvd_gen.data.batches import MaxTokensBatchSampler
@@ -24,33 +20,22 @@ from tvd_gen.head import BACKENDS, check_additions
 from tvd_gen.metrics import LOWER_IS_BETTER
 from tvd_gen.objectives import OBJECTIVES, DistributionObjective, Objective
 from tvd_gen.schedules import PROBES, Schedule
-from tvd_gen.trainer.interception import (
+from tvd_gen.trainer.conventions import (
     IGNORE,
-    Interceptor,
-    LossRequest,
-    LossSettings,
-    intercept,
+    asks_for_router_loss,
+    check_lengths,
+    complete,
+    is_encoder_decoder,
+    language_model,
+    router_loss,
+    shifts,
     take_targets,
 )
+from tvd_gen.trainer.interception import Interceptor, LossRequest, LossSettings, intercept
 from tvd_gen.trainer.meter import Meter, perplexity
 from tvd_gen.trainer.remembering import RememberingMixin
 
 Inputs = dict[str, Any]
-_ALIGNED = {
-    *MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
-    *MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(),
-    # Decoders of encoder-decoders by themselves: their labels are shifted beforehand.
-    *(
-        f"{name}ForCausalLM"
-        for name in (
-            *("Bart", "BigBirdPegasus", "Blenderbot", "BlenderbotSmall", "CpmAnt", "MBart"),
-            *("Marian", "Mvp", "PLBart", "Pegasus", "TrOCR", "Whisper"),
-        )
-    ),
-    "XLNetLMHeadModel",
-}
-"""model classes whose labels are the targets of their own positions"""
-_OWN_TERMS = ("encoder_aux_loss", "decoder_aux_loss", "encoder_z_loss", "decoder_z_loss")
 
 
 class ObjectiveMixin(RememberingMixin):
@@ -147,7 +132,7 @@ class ObjectiveMixin(RememberingMixin):
         if best in LOWER_IS_BETTER and self.args.greater_is_better:
             raise ValueError(f"metric_for_best_model={best!r} needs greater_is_better=False")
         generates = getattr(self.args, "predict_with_generate", False)
-        if generates and not self._is_encoder_decoder:
+        if generates and not is_encoder_decoder(self._language_model):
             raise ValueError(
                 "predict_with_generate needs an encoder-decoder: a decoder's inputs hold the target"
             )
@@ -167,15 +152,12 @@ class ObjectiveMixin(RememberingMixin):
 
     def _check_normalized(self) -> None:
         """ValueError where something else than weighted -log p would be divided."""
-        settings, config = self.loss_settings, self._language_model.config
-        text = getattr(config, "get_text_config", lambda: config)()
+        settings = self.loss_settings
         others = {
             f"{self.objective}": not self.objective.is_weighted_nll,
             "label smoothing": settings.label_smoothing,
             "z_loss": settings.z_loss,
-            "output_router_logits": any(
-                getattr(each, "output_router_logits", False) for each in (config, text)
-            ),
+            "output_router_logits": asks_for_router_loss(self._language_model),
         }
         if found := [name for name, there in others.items() if there]:
             raise ValueError(
@@ -212,12 +194,8 @@ class ObjectiveMixin(RememberingMixin):
                     "`labels` or `shift_labels`"
                 )
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if targets.dim() != 2:
-            raise ValueError(
-                f"labels must be (batch, length), one for each token, got {tuple(targets.shape)}"
-            )
-        self._complete(inputs, targets)
-        self._check_lengths(inputs, targets)
+        check_lengths(inputs, targets, self._language_model)
+        complete(inputs, targets, self._language_model)
         keep = return_outputs if self._keep_logits is None else self._keep_logits
         objective = self.current_objective()
         weight = self._token_weight(targets, num_items_in_batch)
@@ -249,54 +227,11 @@ class ObjectiveMixin(RememberingMixin):
     def _with_auxiliary(self, outputs: Any) -> Tensor:
         """The loss, with that of a mixture of experts."""
         loss: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs["loss"]
-        auxiliary = getattr(outputs, "aux_loss", None)
-        if auxiliary is not None:
+        if (added := router_loss(self._language_model, outputs)) is not None:
             # A mean over each micro-batch: it is shared out, as it is not divided by tokens.
             steps = self.current_gradient_accumulation_steps if self.is_in_train else 1
-            loss = loss + self._router_coefficient() * auxiliary / steps
-        if lost := [name for name in _OWN_TERMS if getattr(outputs, name, None) is not None]:
-            raise ValueError(
-                f"{type(self._language_model).__name__} would add {', '.join(lost)} to its own "
-                "loss, which is not taken: leave output_router_logits out"
-            )
+            loss = loss + added / steps
         return loss
-
-    def _router_coefficient(self) -> float:
-        """Of the loss of a mixture of experts, by its names in transformers' configs."""
-        config = self._language_model.config
-        for each in (config, config.get_text_config()):
-            for name in ("router_aux_loss_coef", "aux_loss_coef"):
-                if hasattr(each, name):
-                    return float(getattr(each, name))
-        raise ValueError(
-            f"{type(config).__name__} has no router_aux_loss_coef: leave output_router_logits out"
-        )
-
-    def _complete(self, inputs: Inputs, targets: Tensor) -> None:
-        """Add what the model would have made of the labels that it does not see."""
-        inputs.setdefault("use_cache", False)
-        inputs.pop("num_items_in_batch", None)
-        given = ("decoder_input_ids", "decoder_inputs_embeds")
-        if self._is_encoder_decoder and all(inputs.get(name) is None for name in given):
-            core = self._language_model
-            prepare = getattr(core, "prepare_decoder_input_ids_from_labels", None)
-            if prepare is None:
-                raise ValueError(
-                    f"{type(core).__name__} cannot make decoder_input_ids from labels: "
-                    "have the collator add them"
-                )
-            inputs["decoder_input_ids"] = prepare(labels=targets)
-
-    def _check_lengths(self, inputs: Inputs, targets: Tensor) -> None:
-        """ValueError where position t would get another position's target."""
-        names = ("input_ids", "inputs_embeds")
-        for name in (f"decoder_{each}" for each in names) if self._is_encoder_decoder else names:
-            read = inputs.get(name)
-            if read is not None and read.shape[1] != targets.shape[1]:
-                raise ValueError(
-                    f"labels are {targets.shape[1]} long and {name} {read.shape[1]}: each position "
-                    "needs its label, or -100"
-                )
 
     def _intercepting(self, model: nn.Module, inputs: Inputs) -> Interceptor:
         """The interceptor of the current model, made and checked on its first rows."""
@@ -313,17 +248,12 @@ class ObjectiveMixin(RememberingMixin):
     @property
     def _language_model(self) -> Any:
         """The transformers model itself, without what wraps it."""
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return language_model(self.accelerator.unwrap_model(self.model))
 
     @property
     def _shifts(self) -> bool:
-        """Whether position t predicts label t + 1: decoders; not masked language models."""
-        return not self._is_encoder_decoder and type(self._language_model).__name__ not in _ALIGNED
-
-    @property
-    def _is_encoder_decoder(self) -> bool:
-        return bool(getattr(self._language_model.config, "is_encoder_decoder", False))
+        """Whether position t predicts label t + 1; a subclass may know its labels better."""
+        return shifts(self._language_model)
 
     # -- the batches ----------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tvd_gen.objectives import DistributionObjective, Objective, SequenceObjective, State
 from tvd_gen.trainer.companions import Companion, Source, WeightSource, follow, frozen_copy
+from tvd_gen.trainer.conventions import is_encoder_decoder, language_model
 from tvd_gen.trainer.exact import ExactMixin
 from tvd_gen.trainer.identity import of_weights
 from tvd_gen.trainer.interception import LossRequest, LossSettings
@@ -140,7 +141,7 @@ class RememberingMixin(ExactMixin):
                 "the reference has parameters that are trained, and would move with the model; "
                 "leave it out for a copy of the model as training starts"
             )
-        kinds = [_is_encoder_decoder(each) for each in (reference, model)]
+        kinds = [is_encoder_decoder(each) for each in (reference, model)]
         if kinds[0] != kinds[1]:
             told = [("a decoder", "an encoder-decoder")[kind] for kind in kinds]
             raise ValueError(f"the reference model is {told[0]}, the trained one {told[1]}")
@@ -153,8 +154,7 @@ class RememberingMixin(ExactMixin):
             )
 
     def _companion(self, model: Any) -> Companion:
-        core = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return Companion(model.to(self.args.device), core)
+        return Companion(model.to(self.args.device), language_model(model))
 
     def _look_around(self, request: LossRequest, inputs: Inputs) -> None:
         """Let the other models read the batch."""
@@ -219,7 +219,3 @@ class RememberingMixin(ExactMixin):
         if self._old is not None and self.weight_source.kind == "ema":
             model = self.accelerator.unwrap_model(self.model)
             follow(self._old.model, model, self.weight_source.decay)
-
-
-def _is_encoder_decoder(model: Any) -> bool:
-    return bool(getattr(model.config, "is_encoder_decoder", False))
