@@ -47,6 +47,7 @@ SWEEPS = (
     Sweep("ce", "ce"),
     Sweep("label smoothing", "ce", "label_smoothing", (0.05, 0.1, 0.2)),
     Sweep("tailr", "tailr", "gamma", (0.01, 0.1, 0.8)),
+    Sweep("tailr near 0", "tailr", "gamma", (1e-5, 1e-4, 1e-3)),
     Sweep("gce", "gce", "q", (0.1, 0.3, 0.7)),
     Sweep("mixce", "mixce", "eta", (0.9, 0.7, 0.5)),
     Sweep("focal", "focal", "focusing", (0.5, 1.0, 2.0)),
