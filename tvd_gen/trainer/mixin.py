@@ -23,8 +23,8 @@ from tvd_gen.schedules import PROBES, Schedule
 from tvd_gen.trainer.conventions import (
     IGNORE,
     asks_for_router_loss,
-    check_lengths,
-    complete,
+    check_z_loss,
+    complete_inputs,
     is_encoder_decoder,
     language_model,
     router_loss,
@@ -144,11 +144,7 @@ class ObjectiveMixin(RememberingMixin):
             )
         if self.normalize_weights:
             self._check_normalized()
-        if getattr(self._language_model.config, "z_loss_coefficient", 0):
-            raise ValueError(
-                "the model would add a z-loss to its own loss, which is not taken: set "
-                "config.z_loss_coefficient to 0, and give z_loss"
-            )
+        check_z_loss(self._language_model)
 
     def _check_normalized(self) -> None:
         """ValueError where something else than weighted -log p would be divided."""
@@ -194,8 +190,7 @@ class ObjectiveMixin(RememberingMixin):
                     "`labels` or `shift_labels`"
                 )
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        check_lengths(inputs, targets, self._language_model)
-        complete(inputs, targets, self._language_model)
+        complete_inputs(inputs, targets, self._language_model)
         keep = return_outputs if self._keep_logits is None else self._keep_logits
         objective = self.current_objective()
         weight = self._token_weight(targets, num_items_in_batch)

@@ -19,7 +19,6 @@ from tvd_gen.head import (
     linear_target_logp,
 )
 
-IGNORE = -100
 SLOW = "the loss is taken from the model's own logits (slower, more memory, no row budget)"
 logger = logging.getLogger("tvd_gen")
 
