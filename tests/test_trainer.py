@@ -746,7 +746,7 @@ def test_decoder_inputs_that_a_model_makes_longer_than_its_labels_are_refused(tm
     made = model.prepare_decoder_input_ids_from_labels
     model.prepare_decoder_input_ids_from_labels = lambda labels: F.pad(made(labels), (0, 1))
     trainer = trainer_for(model, tmp_path)
-    with pytest.raises(ValueError, match="labels are .* long and decoder_input_ids"):
+    with pytest.raises(ValueError, match=r"labels are .* long and decoder_input_ids"):
         trainer.compute_loss(trainer.model, collate(rows(True)))
 
 
