@@ -1,9 +1,12 @@
 """Laws of the configs that ship."""
 
+import json
+import math
 import re
 
 import pytest
 import torch
+from tiny import QUIET
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForSeq2SeqLM, BartConfig, MarianConfig, get_scheduler
@@ -13,6 +16,7 @@ from tvd_gen.metrics import METRICS
 from tvd_gen.models import TokenizerSpec, train_tokenizer
 from tvd_gen.models.architecture import build_config
 from tvd_gen.models.tokenizer import SPECIALS, PairTokenizer
+from tvd_gen.run import evaluate, train
 from tvd_gen.tasks import TASKS
 
 PUBLISHED = {  # gamma, min_weight, label smoothing: from the published scripts
@@ -67,6 +71,19 @@ def test_the_demos_need_no_hub(name):
     config = load_config(name)
     assert config.data.source
     assert config.model.architecture or config.model.pretrained == "smollm2-135m"
+
+
+@pytest.mark.parametrize("name", ["demo/translation", "demo/language_modeling"])
+def test_the_demos_from_scratch_go_the_whole_way(name, tmp_path):
+    """All of their corpus, two steps: a model that has learned nothing yet guesses the words."""
+    short = ["training.max_steps=2", "training.warmup_steps=1", "evaluation.limit=4"]
+    config = load_config(name, short)
+    run = train(config, tmp_path / "run", **QUIET)
+    numbers = evaluate(run, **QUIET)
+    assert numbers["rows"] == 4
+    assert numbers["nll"] == pytest.approx(math.log(config.model.tokenizer.vocab_size), abs=0.5)
+    kept = json.loads((run / "data.json").read_text())["splits"]["train"]["rows_kept"]
+    assert kept == {"demo/translation": 15_000, "demo/language_modeling": 1_700}[name]
 
 
 def test_a_name_is_found_with_and_without_its_ending():
