@@ -283,7 +283,7 @@ def test_the_head_equals_the_dense_program_in_float64(objective, options, backen
 
 
 @pytest.mark.usefixtures("_small")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @by_repr
 def test_the_head_is_no_less_exact_than_the_plain_path(objective, dtype):
     hidden, weight, targets, options, side = problem(dtype, HEAD)
@@ -443,8 +443,11 @@ BAD = [
     (Unlikelihood, {"alpha": -1.0}),
     (D2GPo, {"alpha": 1.5}),
     (D2GPo, {"temperature": 0.0}),
+    (D2GPo, {"temperature": 1e-40}),
     (D2GPo, {"std": 0.0}),
+    (D2GPo, {"std": 1e-4}),
     (GEM, {"beta": 0.0}),
+    (GEM, {"beta": 1e-40}),
     (GEM, {"slope": -1.0}),
     (EAFT, {"k": 1}),
     (ASFT, {"kl_weight": -0.1}),

@@ -99,7 +99,8 @@ def objective_loss(
     check_additions(label_smoothing, z_loss)
     kept = targets != ignore_index
     rows, classes = in_float32(logits[kept]), targets[kept]
-    before, anchor = (each if each is None else each[kept] for each in (previous, reference))
+    before = None if previous is None else previous[kept]
+    anchor = None if reference is None else in_float32(reference[kept])
     # A banned token's -inf times a probability of 0 would be nan.
     finite = rows.clamp(min=-1e30) if isinstance(objective, DistributionObjective) else rows
     frozen = Embeddings.of(embeddings, classes)
