@@ -113,6 +113,17 @@ def test_values_and_weights_equal_60_digit_arithmetic(objective, dtype, toleranc
         )
 
 
+@pytest.mark.parametrize("objective", [TaiLr(1e-30), TaiLr(1e-30, 0.2), GCE(1e-30)], ids=repr)
+def test_at_the_smallest_numbers_they_are_cross_entropy(objective):
+    logp = torch.tensor(LOGPS)
+    losses, weights = objective.loss(logp), objective.weight(logp)
+    assert torch.isfinite(losses).all()
+    assert torch.isfinite(weights).all()
+    likely = logp > -40
+    torch.testing.assert_close(losses[likely], -logp[likely], rtol=1e-6, atol=1e-15)
+    torch.testing.assert_close(weights[likely], torch.ones(int(likely.sum())))
+
+
 @by_repr
 def test_weight_is_minus_the_derivative_of_the_loss(objective):
     """The fused head trains on `weight`, plain autograd on `loss`: they must be one objective."""
@@ -206,10 +217,13 @@ def test_gradients_and_sums_equal_the_published_criterion(case):
 BAD = [
     (TaiLr, {"gamma": -0.1}),
     (TaiLr, {"gamma": 1.1}),
+    (TaiLr, {"gamma": 1e-40}),
     (TaiLr, {"gamma": float("nan")}),
     (TaiLr, {"gamma": 0.5, "min_weight": 2.0}),
     (GCE, {"q": 0.0}),
+    (GCE, {"q": 1e-40}),
     (Focal, {"focusing": -1.0}),
+    (Focal, {"focusing": float("inf")}),
     (MixCE, {"eta": 1.5}),
     (Poly1, {"epsilon": -2.0}),
     (TaylorCE, {"order": 0}),

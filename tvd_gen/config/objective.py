@@ -54,7 +54,8 @@ class ObjectiveConfig(BaseModel):
     weights_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """of an ema of the weights, a step"""
     reference: str | None = None
-    """a model's folder or hub id, for gold, asft and d2gpo; default: the pretrained model itself"""
+    """a model's folder or hub id, for gold, gold_p, asft and d2gpo; default: the pretrained model
+    itself"""
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -6,14 +6,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
+SMALLEST = 1e-30
+"""of what must be above 0: products of smaller numbers with 1 / p or logits leave float32's range
+where they still count"""
 
-def check(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    """Raise ValueError where a number is out of [low, high], or (low, high]."""
-    above = value > low if open_low else value >= low
-    if not (above and value <= high):
-        interval = (
-            f"{'(' if open_low else '['}{low:g}, {'inf)' if math.isinf(high) else f'{high:g}]'}"
-        )
+
+def check(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError where a number is not finite or out of [low, high]."""
+    if not (math.isfinite(value) and low <= value <= high):
+        interval = "(-inf" if math.isinf(low) else f"[{low:g}"
+        interval += ", inf)" if math.isinf(high) else f", {high:g}]"
         raise ValueError(f"{name} must lie in {interval}, got {value}")
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tvd_gen.objectives.base import Objective, check, check_whole
+from tvd_gen.objectives.base import SMALLEST, Objective, check, check_whole
 from tvd_gen.objectives.embeddings import Embeddings
 
 
@@ -149,16 +149,16 @@ class D2GPo(DistributionObjective):
     alpha: float = 0.1
     """in [0, 1]"""
     temperature: float = 2.0
-    """in (0, inf)"""
+    """in [1e-30, inf)"""
     std: float = 1.0
-    """in ranks, in (0, 100]"""
+    """in ranks, in [0.001, 100]"""
     name: ClassVar[str] = "d2gpo"
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 
     def __post_init__(self) -> None:
         check("alpha", self.alpha, 0.0, 1.0)
-        check("temperature", self.temperature, 0.0, math.inf, open_low=True)
-        check("std", self.std, 0.0, 100.0, open_low=True)
+        check("temperature", self.temperature, SMALLEST, math.inf)
+        check("std", self.std, 1e-3, 100.0)
 
     def loss(self, predictions: Predictions) -> Tensor:
         logp, size = predictions.logp, predictions.logits.shape[-1]
@@ -166,7 +166,7 @@ class D2GPo(DistributionObjective):
         assert embeddings is not None
         if len(embeddings.weight) != size:
             raise ValueError(f"{len(embeddings.weight)} embeddings for logits of {size} words")
-        # Ten standard deviations away the density is 0 in float32.
+        # Ten standard deviations away the density is 1e-22, whose exp is 1 as that of 0 is.
         count = min(math.ceil(10.0 * self.std) + 1, size)
         near = logp.gather(-1, embeddings.nearest(predictions.targets, count))
         ranks = torch.arange(count).to(logp)
@@ -186,7 +186,7 @@ class D2GPo(DistributionObjective):
 
 @dataclass(frozen=True)
 class GEM(DistributionObjective):
-    """GEM: cross-entropy against what a sharper copy of the model says, in nats.
+    """GEM, in nats: what a sharper copy of the model says is moved to the target.
 
         L = sum over v of sg[h(v) q(v)] (log p(v) - log p(y)),  q = softmax(logits / beta)
         h(v) = sigmoid(slope (logit_v - logit_y))
@@ -197,13 +197,13 @@ class GEM(DistributionObjective):
     """
 
     beta: float = 0.7
-    """in (0, 1]"""
+    """in [1e-30, 1]"""
     slope: float = 0.01
     """in [0, inf)"""
     name: ClassVar[str] = "gem"
 
     def __post_init__(self) -> None:
-        check("beta", self.beta, 0.0, 1.0, open_low=True)
+        check("beta", self.beta, SMALLEST, 1.0)
         check("slope", self.slope, 0.0, math.inf)
 
     def loss(self, predictions: Predictions) -> Tensor:

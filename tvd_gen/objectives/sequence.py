@@ -192,7 +192,7 @@ class GOLDP(GOLD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check("baseline", self.baseline, -math.inf, 0.0, open_low=True)
+        check("baseline", self.baseline, -math.inf, 0.0)
 
     def _reward(self, logp: Tensor) -> Tensor:
         return (logp.exp() + 1e-10).log() - self.baseline

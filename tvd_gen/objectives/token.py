@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tvd_gen.objectives.base import Objective, check, check_whole
+from tvd_gen.objectives.base import SMALLEST, Objective, check, check_whole
 
 
 def _one_minus_p(logp: Tensor) -> Tensor:
@@ -89,13 +89,15 @@ class TaiLr(TokenObjective):
     """
 
     gamma: float
-    """in [0, 1]"""
+    """0, or in [1e-30, 1]"""
     min_weight: float = 0.0
     """in [0, 1]"""
     name: ClassVar[str] = "tailr"
 
     def __post_init__(self) -> None:
         check("gamma", self.gamma, 0.0, 1.0)
+        if 0.0 < self.gamma < SMALLEST:
+            raise ValueError(f"gamma must be 0 or at least {SMALLEST:g}, got {self.gamma}")
         check("min_weight", self.min_weight, 0.0, 1.0)
 
     def loss(self, logp: Tensor) -> Tensor:
@@ -175,11 +177,11 @@ class GCE(TokenObjective):
     """
 
     q: float = 0.7
-    """in (0, 1]"""
+    """in [1e-30, 1]"""
     name: ClassVar[str] = "gce"
 
     def __post_init__(self) -> None:
-        check("q", self.q, 0.0, 1.0, open_low=True)
+        check("q", self.q, SMALLEST, 1.0)
 
     def loss(self, logp: Tensor) -> Tensor:
         return -torch.expm1(self.q * logp) / self.q
