@@ -19,11 +19,13 @@ from tvd_gen.objectives import (
     GEM,
     GOLD,
     GOLDP,
+    OBJECTIVES,
     ConfidencePenalty,
     D2GPo,
     LossTruncation,
     SequenceObjective,
     Sequences,
+    TokenObjective,
     Unlikelihood,
 )
 from tvd_gen.schedules import Constant, Linear
@@ -34,7 +36,7 @@ from tvd_gen.trainer.interception import LossRequest
 SPLIT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 LEVELS = [
     *(LossTruncation(0.4, 0, 8), GOLD(), ConfidencePenalty(), Unlikelihood(), D2GPo()),
-    *(GEM(), EAFT(), ASFT()),
+    *(GOLDP(), GEM(), EAFT(), ASFT()),
 ]
 OPTIONS = {
     "eval": {"weights_from": "eval"},
@@ -42,6 +44,11 @@ OPTIONS = {
     "lagged": {"weights_from": "lagged", "weights_every": 2},
     "normalized": {"normalize_weights": True},
 }
+
+
+def test_the_levels_are_every_objective_above_the_tokens():
+    ours = {cls for cls in OBJECTIVES.values() if not issubclass(cls, TokenObjective)}
+    assert {type(objective) for objective in LEVELS} == ours
 
 
 def three_steps(model, folder, trainer, **changes):
@@ -76,7 +83,7 @@ def test_accumulation_changes_no_weights_of_other_models(options, tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["auto", "logits"])
-@pytest.mark.parametrize("objective", [*LEVELS, GOLDP()], ids=repr)
+@pytest.mark.parametrize("objective", LEVELS, ids=repr)
 def test_every_objective_trains_under_autocast(objective, backend, tmp_path):
     """What this model's head reads is in half precision there, its weights are not."""
 
@@ -437,7 +444,7 @@ def test_the_objectives_that_can_be_normalized_have_the_gradient_of_weighted_nll
     side = {"previous": torch.full((6, 1), -1), "reference": torch.randn(6, 9).double()}
     side["embeddings"] = torch.randn(9, 4).double()
     side["previous"][:, 0] = (targets + 3) % 9
-    for objective in (*LEVELS[2:], TaiLr(0.3, 0.2)):
+    for objective in (*LEVELS, TaiLr(0.3, 0.2)):
         if isinstance(objective, SequenceObjective):
             continue
         leaf = logits.clone().requires_grad_()

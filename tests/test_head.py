@@ -17,6 +17,7 @@ from tvd_gen import (
     linear_objective_loss,
     linear_target_logp,
     objective_loss,
+    objectives,
 )
 from tvd_gen.head import BACKENDS, chunked, rows
 from tvd_gen.head.problem import Given, Operands, Options
@@ -105,6 +106,11 @@ def _double(hidden, weight, options):
 
 def _error(got, truth):
     return ((got.double() - truth).norm() / truth.norm().clamp(min=1e-30)).item()
+
+
+def test_the_laws_are_of_every_token_objective():
+    ours = {cls for cls in objectives.OBJECTIVES.values() if issubclass(cls, TokenObjective)}
+    assert {type(objective) for objective in OBJECTIVES} == ours
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
