@@ -354,6 +354,16 @@ def test_another_archive_than_the_pinned_one_is_refused(tmp_path):
     done = run_script("gigaword", archive, "--sha256", right.upper(), *output)
     assert done.returncode == 0, done.stderr
     assert "5 rows; published are 3803957" in done.stdout
+    assert "SHA-256: not that of the published archive, bc0c4a2e" in done.stdout
+
+
+def test_the_published_archive_is_recognized(script, pack, tmp_path, monkeypatch):
+    module, place = script("gigaword"), pack(gigaword())
+    if place.is_file():
+        monkeypatch.setattr(module, "ARCHIVE", hashlib.sha256(place.read_bytes()).hexdigest())
+    (note,) = module.prepare(place, tmp_path / "out")["notes"]
+    unlike = f"SHA-256: not that of the published archive, {module.ARCHIVE}"  # a folder's files
+    assert note == ("SHA-256: as published" if place.is_file() else unlike)
 
 
 def test_a_changed_bit_of_an_archive_is_found(tmp_path):
