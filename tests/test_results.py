@@ -53,18 +53,17 @@ def test_the_synthetic_tables(section):
 
 
 def test_the_seeds_that_repeat_the_synthetic_tables():
-    """Differences of TVD within 0.009 of the tables' means, but for GOLD-p's, and none below 0."""
+    """Differences of TVD within 0.01 of the tables' means; below 0 only cross-entropy's own."""
     lines = read_lines(KEPT / "synthetic_third.jsonl", ("objective", "seed", "figures"))
-    found, told, far = by_objective(lines), set(), {}
+    found, told = by_objective(lines), set()
     for file in SYNTHETIC.values():
         for name, own in by_objective(read_lines(KEPT / file, ("objective",))).items():
             told.add(name)
-            if abs(found[name] - own) >= 0.009:
-                far[name] = (round(found[name], 3), round(own, 3))
+            assert found[name] == pytest.approx(own, abs=0.01), name
     assert found.keys() == told
     assert len(found) == 27  # beside cross-entropy
-    assert far == {"gold_p-lagged": (0.220, 0.208), "gold_p": (0.392, 0.378)}
-    assert min(found.values()) >= 0
+    below = {name: round(gap, 3) for name, gap in found.items() if gap < 0}
+    assert below == {"ce-continued": -0.001}
 
 
 def by_objective(lines):
@@ -81,7 +80,7 @@ def test_the_table_of_spoilt_sentences():
     seeds = perturbation_seeds.by_seed(perturbation_seeds.read([KEPT / "spoilt.jsonl"]))
     made = perturbation_seeds.render_of(seeds, [5], "oracle", "rise")
     assert len(rows(made)) == 1 + 29
-    assert rows(made) == rows(SECTIONS["All twenty-eight, seeds 1 to 4"])
+    assert rows(made) == rows(SECTIONS["All twenty-eight"])
 
 
 def small(file, task, labels=None, screen=False):
