@@ -444,6 +444,7 @@ BAD = [
     (D2GPo, {"alpha": 1.5}),
     (D2GPo, {"temperature": 0.0}),
     (D2GPo, {"temperature": 1e-40}),
+    (D2GPo, {"temperature": 1e20}),
     (D2GPo, {"std": 0.0}),
     (D2GPo, {"std": 1e-4}),
     (GEM, {"beta": 0.0}),

@@ -226,6 +226,7 @@ BAD = [
     (Focal, {"focusing": float("inf")}),
     (MixCE, {"eta": 1.5}),
     (Poly1, {"epsilon": -2.0}),
+    (Poly1, {"epsilon": 1e39}),
     (TaylorCE, {"order": 0}),
     (TaylorCE, {"order": 1.5}),
     (TaylorCE, {"order": float("inf")}),

@@ -175,6 +175,7 @@ BAD = [
     (GOLD, {"discount": 2.0}),
     (GOLDP, {"min_reward": -1.0}),
     (GOLDP, {"baseline": 1.0}),
+    (GOLDP, {"baseline": -math.inf}),
 ]
 
 

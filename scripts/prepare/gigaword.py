@@ -36,9 +36,12 @@ def prepare(place: Path, output: Path, sha256: str | None = None) -> dict[str, A
     """From the archive, or the folder it unpacks to."""
     inputs = inputs_of(place, [name for both in NAMES.values() for name in both], sha256)
     splits = {split: rows_of(place, split) for split in NAMES}
-    same = any(each["sha256"] == ARCHIVE for each in inputs.values())
-    note = "as published" if same else f"not that of the published archive, {ARCHIVE}"
-    return write_corpus(output, splits, inputs, PUBLISHED, [f"SHA-256: {note}"])
+    notes = []
+    if not place.is_dir():
+        same = inputs[place.name]["sha256"] == ARCHIVE
+        note = "as published" if same else f"not that of the published archive, {ARCHIVE}"
+        notes = [f"SHA-256: {note}"]
+    return write_corpus(output, splits, inputs, PUBLISHED, notes)
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def objective_loss(
     kept = targets != ignore_index
     rows, classes = in_float32(logits[kept]), targets[kept]
     before = None if previous is None else previous[kept]
-    anchor = None if reference is None else in_float32(reference[kept])
+    anchor = None if reference is None else reference[kept].to(rows.dtype)
     # A banned token's -inf times a probability of 0 would be nan.
     finite = rows.clamp(min=-1e30) if isinstance(objective, DistributionObjective) else rows
     frozen = Embeddings.of(embeddings, classes)

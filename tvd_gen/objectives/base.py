@@ -6,17 +6,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-SMALLEST = 1e-30
-"""of what must be above 0: products of smaller numbers with 1 / p or logits leave float32's range
-where they still count"""
+SMALLEST, LARGEST = 1e-30, 1e30
+"""of what must be above 0, and of what has no other end: products of smaller and larger numbers
+with 1 / p or logits leave float32's range where they still count"""
 
 
 def check(name: str, value: float, low: float, high: float) -> None:
-    """Raise ValueError where a number is not finite or out of [low, high]."""
-    if not (math.isfinite(value) and low <= value <= high):
-        interval = "(-inf" if math.isinf(low) else f"[{low:g}"
-        interval += ", inf)" if math.isinf(high) else f", {high:g}]"
-        raise ValueError(f"{name} must lie in {interval}, got {value}")
+    """Raise ValueError where a number is out of [low, high]."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
 
 
 def check_whole(name: str, value: float, low: int) -> None:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tvd_gen.objectives.base import SMALLEST, Objective, check, check_whole
+from tvd_gen.objectives.base import LARGEST, SMALLEST, Objective, check, check_whole
 from tvd_gen.objectives.embeddings import Embeddings
 
 
@@ -82,11 +82,11 @@ class ConfidencePenalty(DistributionObjective):
     """
 
     beta: float = 0.1
-    """in [0, inf)"""
+    """in [0, 1e30]"""
     name: ClassVar[str] = "confidence_penalty"
 
     def __post_init__(self) -> None:
-        check("beta", self.beta, 0.0, math.inf)
+        check("beta", self.beta, 0.0, LARGEST)
 
     def loss(self, predictions: Predictions) -> Tensor:
         logp = predictions.logp
@@ -105,12 +105,12 @@ class Unlikelihood(DistributionObjective):
     """
 
     alpha: float = 1.0
-    """in [0, inf)"""
+    """in [0, 1e30]"""
     name: ClassVar[str] = "unlikelihood"
     needs: ClassVar[frozenset[str]] = frozenset({"previous"})
 
     def __post_init__(self) -> None:
-        check("alpha", self.alpha, 0.0, math.inf)
+        check("alpha", self.alpha, 0.0, LARGEST)
 
     def loss(self, predictions: Predictions) -> Tensor:
         # The target stands first, and in for what is not there.
@@ -149,7 +149,7 @@ class D2GPo(DistributionObjective):
     alpha: float = 0.1
     """in [0, 1]"""
     temperature: float = 2.0
-    """in [1e-30, inf)"""
+    """in [0.001, 1000]"""
     std: float = 1.0
     """in ranks, in [0.001, 100]"""
     name: ClassVar[str] = "d2gpo"
@@ -157,7 +157,7 @@ class D2GPo(DistributionObjective):
 
     def __post_init__(self) -> None:
         check("alpha", self.alpha, 0.0, 1.0)
-        check("temperature", self.temperature, SMALLEST, math.inf)
+        check("temperature", self.temperature, 1e-3, 1e3)
         check("std", self.std, 1e-3, 100.0)
 
     def loss(self, predictions: Predictions) -> Tensor:
@@ -199,12 +199,12 @@ class GEM(DistributionObjective):
     beta: float = 0.7
     """in [1e-30, 1]"""
     slope: float = 0.01
-    """in [0, inf)"""
+    """in [0, 1e30]"""
     name: ClassVar[str] = "gem"
 
     def __post_init__(self) -> None:
         check("beta", self.beta, SMALLEST, 1.0)
-        check("slope", self.slope, 0.0, math.inf)
+        check("slope", self.slope, 0.0, LARGEST)
 
     def loss(self, predictions: Predictions) -> Tensor:
         logp, pulls = predictions.logp, predictions.once(self._pulls)
@@ -231,14 +231,14 @@ class EAFT(DistributionObjective):
     """
 
     alpha: float = 1.0
-    """in [0, inf)"""
+    """in [0, 1e30]"""
     k: int = 20
     """2, 3, ..."""
     name: ClassVar[str] = "eaft"
     is_weighted_nll: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check("alpha", self.alpha, 0.0, math.inf)
+        check("alpha", self.alpha, 0.0, LARGEST)
         check_whole("k", self.k, 2)
 
     def loss(self, predictions: Predictions) -> Tensor:
@@ -264,12 +264,12 @@ class ASFT(DistributionObjective):
     """
 
     kl_weight: float = 0.1
-    """in [0, inf)"""
+    """in [0, 1e30]"""
     name: ClassVar[str] = "asft"
     needs: ClassVar[frozenset[str]] = frozenset({"reference"})
 
     def __post_init__(self) -> None:
-        check("kl_weight", self.kl_weight, 0.0, math.inf)
+        check("kl_weight", self.kl_weight, 0.0, LARGEST)
 
     def loss(self, predictions: Predictions) -> Tensor:
         assert predictions.reference is not None

@@ -4,7 +4,6 @@ The price is one more product with the head: the log p of all tokens come first,
 follows from the slopes of the loss (8NDV operations in place of 6).
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tvd_gen.objectives.base import Objective, check, check_whole
+from tvd_gen.objectives.base import LARGEST, Objective, check, check_whole
 
 State = dict[str, Tensor]
 
@@ -184,15 +183,15 @@ class GOLDP(GOLD):
     min_weight: float = 0.0
     """in [0, 1]"""
     min_reward: float = 1.0
-    """in nats, at least 0"""
+    """in nats, in [0, 1e30]"""
     baseline: float = -10.0
-    """in nats, at most 0"""
+    """in nats, in [-1e30, 0]"""
     name: ClassVar[str] = "gold_p"
-    most_reward: ClassVar[float] = math.inf
+    most_reward: ClassVar[float] = LARGEST
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check("baseline", self.baseline, -math.inf, 0.0)
+        check("baseline", self.baseline, -LARGEST, 0.0)
 
     def _reward(self, logp: Tensor) -> Tensor:
         return (logp.exp() + 1e-10).log() - self.baseline

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tvd_gen.objectives.base import SMALLEST, Objective, check, check_whole
+from tvd_gen.objectives.base import LARGEST, SMALLEST, Objective, check, check_whole
 
 
 def _one_minus_p(logp: Tensor) -> Tensor:
@@ -200,11 +200,11 @@ class Focal(TokenObjective):
     """
 
     focusing: float = 2.0
-    """in [0, inf)"""
+    """in [0, 1e30]"""
     name: ClassVar[str] = "focal"
 
     def __post_init__(self) -> None:
-        check("focusing", self.focusing, 0.0, math.inf)
+        check("focusing", self.focusing, 0.0, LARGEST)
 
     def loss(self, logp: Tensor) -> Tensor:
         return -(self._miss(logp) ** self.focusing) * logp
@@ -254,11 +254,11 @@ class Poly1(TokenObjective):
     """
 
     epsilon: float = 1.0
-    """in [-1, inf)"""
+    """in [-1, 1e30]"""
     name: ClassVar[str] = "poly1"
 
     def __post_init__(self) -> None:
-        check("epsilon", self.epsilon, -1.0, math.inf)
+        check("epsilon", self.epsilon, -1.0, LARGEST)
 
     def loss(self, logp: Tensor) -> Tensor:
         return -logp + self.epsilon * _one_minus_p(logp)
