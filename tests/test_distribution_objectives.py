@@ -429,6 +429,18 @@ def test_a_reference_that_bans_a_token_is_no_nan():
     assert torch.isfinite(torch.autograd.grad(loss, x.logits)[0]).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_reference_is_read_in_the_precision_of_the_logits(dtype):
+    """float32, or float64 for float64 logits: what the reference is stored in decides nothing."""
+    x = predictions(torch.float64)
+    reference = x.reference.to(torch.float16)  # the same numbers in all
+    for logits in (x.logits.float(), x.logits):
+        given, exact = reference.to(dtype), reference.to(logits.dtype)
+        loss = objective_loss(logits, x.targets, ASFT(), reference=given)
+        assert loss.dtype == logits.dtype
+        assert torch.equal(loss, objective_loss(logits, x.targets, ASFT(), reference=exact))
+
+
 def test_a_banned_token_is_no_nan():
     x = predictions(torch.float32)
     with torch.no_grad():
